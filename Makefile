@@ -1,0 +1,84 @@
+# rlpt: `make quickstart` shows the whole pipeline on real text, `make test` checks everything.
+#
+#   PYTHON=python3.12           another interpreter (3.11 or newer)
+#   TORCH_INDEX=URL             where torch comes from (a CPU or CUDA index); unset: pip's own configuration
+#   QUICKSTART_ARGS="--set ..." passed to `rlpt train`; PROVE_ARGS to `rlpt prove`; PYTEST_ARGS to pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+QUICKSTART_ARGS ?=
+QUICKSTART_RUN ?= runs/quickstart
+PROVE_ARGS ?=
+PYTEST_ARGS ?= -n 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
+# Only torch comes from TORCH_INDEX: the other packages are not on torch's own indexes.
+TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart prove prove-all test lint bench clean
+
+help:
+	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
+	@echo "make prove        the proving ground: does a thought that helps get learned? (one seed)"
+	@echo "make prove-all    the same for three seeds"
+	@echo "make test         install, lint, types, import contracts, tests"
+	@echo "make lint         lint, types, import contracts"
+	@echo "make bench        benchmarks in launch/bench"
+	@echo "make clean        remove caches and builds (runs/ and $(VENV) stay)"
+
+# ---- environment -------------------------------------------------------------------------------
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}; try make PYTHON=python3.11")'
+	@echo "-- creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# What a user needs: the library, the readers, the report.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "-- installing $(TORCH) (the large one)"
+	@$(PIP) $(TORCH_FLAGS) $(TORCH)
+	@echo "-- installing rlpt and what it needs"
+	@$(PIP) -c constraints.txt -e ".[data,report]"
+	@touch $@
+
+# What a contributor needs on top: linters, type checker, pytest.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "-- installing the tools for tests"
+	@$(PIP) -c constraints.txt -e ".[data,report,dev]"
+	@touch $@
+
+# ---- what you came for -------------------------------------------------------------------------
+
+quickstart: $(VENV)/.installed
+	$(BIN)/rlpt data prepare configs/data/installed_docs.toml
+	$(BIN)/rlpt train configs/train/quickstart.toml $(QUICKSTART_ARGS)
+	$(BIN)/rlpt report $(QUICKSTART_RUN)
+
+prove: $(VENV)/.installed
+	$(BIN)/rlpt prove $(PROVE_ARGS)
+
+prove-all: $(VENV)/.installed
+	$(BIN)/rlpt prove --seeds 0,1,2 $(PROVE_ARGS)
+
+# ---- checks ------------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-dev
+	@ls launch/bench/*.sh >/dev/null 2>&1 || { echo "launch/bench: no benchmark yet"; exit 2; }
+	@for script in launch/bench/*.sh; do echo "-- $$script"; PATH="$(abspath $(BIN)):$$PATH" $$script || exit $$?; done
+
+clean:
+	rm -rf build dist *.egg-info .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find rlpt kernels data tests -name __pycache__ -type d -prune -exec rm -rf {} +
