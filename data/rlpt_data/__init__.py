@@ -1,0 +1,1 @@
+"""Corpus in, shards out. Knows nothing of torch, policies or rewards."""
