@@ -1,0 +1,286 @@
+"""The one command, `rlpt`: words in, a call into the library, words and an exit code out.
+
+Nothing but click and the standard library is imported here; every command imports what it needs in
+its body, so that `rlpt --help` and a mistyped option answer at once. No command holds logic.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlpt.exits import MistakeError, guarded
+
+Summary = dict[str, Any]
+
+config_argument = click.argument("config", type=click.Path(path_type=Path))
+run_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one value of CONFIG, as in stage.0.steps=5; may be repeated.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."
+)
+
+
+def finish(result: Summary, as_json: bool) -> None:
+    """Print the machine-readable last line if it was asked for."""
+    if as_json:
+        click.echo(json.dumps(result, default=str))
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """One aligned line per number, the verdict first; intervals as ``mean [low, high]``."""
+    flat = dict(_flattened({key: summary[key] for key in sorted(summary, key=_verdict_first)}))
+    width = max((len(name) for name in flat), default=0)
+    return [f"{name:<{width}}  {text}" for name, text in flat.items()]
+
+
+def _verdict_first(key: str) -> bool:
+    return key != "verdict"
+
+
+def _flattened(table: Summary, prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in table.items():
+        if isinstance(value, dict) and not {"mean", "ci_low", "ci_high"} <= value.keys():
+            rows += _flattened(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", _number(value)))
+    return rows
+
+
+def _number(value: object) -> str:
+    if isinstance(value, dict):
+        low, high = _number(value["ci_low"]), _number(value["ci_high"])
+        return f"{_number(value['mean'])} [{low}, {high}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _show(renderable: object) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+class InOrder(click.Group):
+    """Lists its commands in the order of the pipeline, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="rlpt")
+def cli() -> None:
+    """A policy thinks, then the held-out text says how good the thought was.
+
+    Every command exits 0 on success, 2 on a mistake in what it was given, 1 on a fault.
+    """
+
+
+@cli.group(cls=InOrder)
+def data() -> None:
+    """Corpus -> shards: prepare, inspect, verify."""
+
+
+@data.command()
+@config_argument
+@set_option
+@click.option("--overwrite", is_flag=True, help="Replace a folder prepared from another config.")
+@json_option
+def prepare(config: Path, overrides: Sequence[str], overwrite: bool, as_json: bool) -> None:
+    """Turn the corpus that CONFIG names into a folder of shards."""
+    from rlpt_data.prepare import PrepareConfig
+    from rlpt_data.prepare import prepare as prepare_shards
+    from rlpt_data.strict import load
+
+    settings = load(PrepareConfig, config, overrides)
+    manifest = prepare_shards(settings, overwrite=overwrite)
+    finish({"out": settings.out, "hash": manifest.hash, "counts": manifest.counts}, as_json)
+
+
+@data.command()
+@folder_argument
+@json_option
+def inspect(folder: Path, as_json: bool) -> None:
+    """Show counts, drops and a few documents of shards.
+
+    What was dropped comes with its reason and samples, a document with its candidate cuts.
+    """
+    from rlpt_data.prepare import inspect as inspect_shards
+    from rlpt_data.prepare import render_inspect
+
+    found = inspect_shards(folder)
+    _show(render_inspect(found))
+    finish(found, as_json)
+
+
+@data.command()
+@folder_argument
+@json_option
+def verify(folder: Path, as_json: bool) -> None:
+    """Check every checksum and invariant of shards."""
+    from rlpt_data.shards import verify_folder
+
+    found = verify_folder(folder)
+    click.echo(f"{folder}: every checksum and invariant holds")
+    finish(found, as_json)
+
+
+@cli.command()
+@config_argument
+@set_option
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto: go on from the last complete checkpoint of this run folder, if it has one.",
+)
+@click.option("--dry-run", is_flag=True, help="Resolve and check everything, print the plan, stop.")
+@json_option
+def train(
+    config: Path, overrides: Sequence[str], resume: str, dry_run: bool, as_json: bool
+) -> None:
+    """Run the stages of CONFIG.
+
+    On N ranks: torchrun --nproc-per-node N -m rlpt.train CONFIG.
+    """
+    from rlpt.config import RunConfig
+    from rlpt_data.strict import load
+
+    settings = load(RunConfig, config, overrides)
+    # torch comes with the trainer: a mistake in CONFIG is answered before it loads.
+    from rlpt.train import run
+
+    summary = run(settings, resume=resume, dry_run=dry_run)
+    click.echo("\n".join(summary_lines(summary)))
+    finish(summary, as_json)
+
+
+@cli.command("eval")
+@config_argument
+@set_option
+@json_option
+def evaluate(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Evaluate a checkpoint on held-out text."""
+    from rlpt.config import EvalJobConfig
+    from rlpt_data.strict import load
+
+    settings = load(EvalJobConfig, config, overrides)
+    from rlpt.evaluate.job import run
+
+    summary = run(settings)
+    click.echo("\n".join(summary_lines(summary)))
+    finish(summary, as_json)
+
+
+@cli.command()
+@run_argument
+@json_option
+def report(run_dir: Path, as_json: bool) -> None:
+    """Draw RUN as one offline HTML file.
+
+    It holds curves, thoughts beside the held-out text, and the controls.
+    """
+    from rlpt.report import write
+
+    path = write(run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    click.echo("\n".join(summary_lines(summary)))
+    click.echo(f"\nreport: {path}")
+    finish({"report": path, "summary": summary}, as_json)
+
+
+@cli.command()
+@run_argument
+@click.option("--step", type=int, help="The checkpoint to export; the last complete one if absent.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write.")
+@json_option
+def export(run_dir: Path, step: int | None, out: Path, as_json: bool) -> None:
+    """Write a checkpoint as a Hugging Face folder."""
+    from rlpt.export import export as export_folder
+
+    path = export_folder(run_dir, step, out)
+    click.echo(f"exported: {path}")
+    finish({"out": path}, as_json)
+
+
+@cli.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine can run.
+
+    What is missing comes with the command that fixes it; exits 1 if rlpt cannot run here.
+    """
+    from rlpt.doctor import examine, render
+
+    found = examine()
+    _show(render(found))
+    finish(found, as_json)
+    if not found["ok"]:
+        click.get_current_context().exit(1)
+
+
+def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: whole numbers with commas, as in 0,1,2.") from error
+
+
+@cli.command()
+@click.option("--seeds", default="0", show_default=True, callback=_seeds, help="As in 0,1,2.")
+@set_option
+@json_option
+def prove(seeds: list[int], overrides: Sequence[str], as_json: bool) -> None:
+    """Run the proving ground with its controls.
+
+    Generated text whose best possible policy is known, through the real pipeline.
+    """
+    from rlpt.prove import run
+
+    summary = run(seeds, list(overrides))
+    click.echo("\n".join(summary_lines(summary)))
+    finish(summary, as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: see `rlpt.exits` for the codes."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(guarded(lambda: _invoke(words), as_json="--json" in words))
+
+
+def _invoke(words: list[str]) -> int:
+    try:
+        returned = cli.main(words, prog_name="rlpt", standalone_mode=False)
+    except click.Abort as error:
+        # click's own name for ctrl-C
+        raise KeyboardInterrupt from error
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        raise MistakeError(_one_line(error)) from error
+    return returned if isinstance(returned, int) else 0
+
+
+def _one_line(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    place = context.command_path if context else "rlpt"
+    return f"{place}: {error.format_message().strip()} See `{place} --help`."
+
+
+if __name__ == "__main__":
+    main()

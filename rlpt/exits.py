@@ -1,0 +1,58 @@
+"""How a command ends: 0 success, 2 the user's mistake, 1 a fault, 130 an interrupt.
+
+Bodies raise, and this is the one place that turns what they raised into words and a number. It
+imports nothing heavy: a command that fails before its first tensor must fail fast.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+USER_MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
+
+_AFTER_A_FAULT = (
+    "rlpt: a fault, not a mistake of yours; finished checkpoints are kept. Repeat the command to "
+    "go on from the last one; if it fails again, report the lines above with the output of "
+    "`rlpt doctor`."
+)
+
+
+class MistakeError(Exception):
+    """A mistake on the command line; what the library refuses is `rlpt_data.strict.UserError`."""
+
+
+def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
+    """Run ``body``, return its exit code or the one its error stands for.
+
+    An error is said on stderr, and with ``as_json`` also as one JSON line on stdout.
+    """
+    try:
+        return body() or 0
+    except KeyboardInterrupt:
+        return _report("interrupted", INTERRUPTED, as_json)
+    except BrokenPipeError:
+        # `rlpt data inspect DIR | head` is no error; stdout is gone, nothing more may reach it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if _is_mistake(error):
+            return _report(str(error), USER_MISTAKE, as_json)
+        traceback.print_exc()
+        return _report(_AFTER_A_FAULT, FAULT, as_json)
+
+
+def _is_mistake(error: Exception) -> bool:
+    # Looked up, not imported: an error whose module was never loaded is none of ours.
+    strict = sys.modules.get("rlpt_data.strict")
+    kinds = (MistakeError, strict.UserError) if strict else (MistakeError,)
+    return isinstance(error, kinds)
+
+
+def _report(message: str, code: int, as_json: bool) -> int:
+    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"{rank}{message}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}), flush=True)
+    return code
