@@ -1,0 +1,88 @@
+"""The manifest of a shard folder: what is in it, where it came from, and its content address.
+
+``hash`` covers everything that determines the bytes of the rows: configuration, input, tokenizer
+and the checksum of every file. ``created_by`` names the versions that wrote it and is left out,
+because equal bytes are equal data whoever wrote them.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from rlpt_data.strict import Strict, UserError, parse
+
+NAME = "manifest.json"
+SPLITS = ("train", "dev", "test")
+FORMAT_VERSION = 1
+
+
+class Counts(Strict):
+    documents: int
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of text."""
+
+
+class FileEntry(Strict):
+    path: str
+    """Relative to the folder, with forward slashes."""
+    rows: int
+    bytes: int
+    blake2b: str
+    """128 bits, hex."""
+
+
+class Manifest(Strict):
+    version: Literal[1]
+    hash: str
+    """Content address of the folder, 128 bits, hex."""
+    tokenizer_hash: str | None
+    """blake2b-128 of tokenizer.json as it lies in the folder; None: there is none."""
+    vocab_size: int
+    split_by: Literal["domain", "document", "source"]
+    """The unit of the split; also the unit a bootstrap must resample."""
+    counts: dict[str, Counts]
+    drops: dict[str, int]
+    """Documents left out, by reason; samples lie in dropped/<reason>.jsonl."""
+    files: tuple[FileEntry, ...]
+    config: dict[str, Any]
+    input_hash: str | None
+    """Fingerprint of the corpus; None: the source cannot tell."""
+    created_by: dict[str, str]
+
+    def content_hash(self) -> str:
+        """The hash these contents should have."""
+        covered = self.model_dump(mode="json", exclude={"hash", "created_by"})
+        return digest(json.dumps(covered, sort_keys=True).encode())
+
+
+def digest(data: bytes) -> str:
+    """blake2b with 128 bits, as hex."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """blake2b-128 of a file's bytes, read in pieces."""
+    running = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            running.update(piece)
+    return running.hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse the manifest of ``folder``. Raises UserError when it is absent or damaged."""
+    path = folder / NAME
+    if not path.is_file():
+        what = "no manifest here" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: {what}; write the shards with `rlpt data prepare`")
+    try:
+        table = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}; run `rlpt data prepare` again") from error
+    if not isinstance(table, dict) or table.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: not a manifest of format version {FORMAT_VERSION}; run `rlpt data prepare`"
+        )
+    return parse(Manifest, table, str(path))

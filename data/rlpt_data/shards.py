@@ -1,0 +1,233 @@
+"""The shard format: the only contract between the corpus and the trainer.
+
+A folder holds ``manifest.json``, the tokenizer byte for byte, and per split Arrow IPC files whose
+rows are *documents*: token ids, the byte offset of every token, and the positions where the text
+may be cut. A cut t means: context = ids[:t]. Pairs are views of a document, never copied text.
+Folders are immutable; annotations are sidecar files.
+"""
+
+import bisect
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import UInt8, UInt32
+
+from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, read_manifest
+from rlpt_data.strict import UserError
+from rlpt_data.token_bytes import token_bytes
+
+__all__ = [
+    "CUT_KINDS",
+    "SCHEMA",
+    "SPLITS",
+    "Counts",
+    "Document",
+    "FileEntry",
+    "Manifest",
+    "ShardFolder",
+    "Split",
+    "Thought",
+]
+
+CUT_KINDS = ("supplied", "sentence", "paragraph", "random")
+TOKENIZER = "tokenizer.json"
+
+_U32 = pa.list_(pa.field("item", pa.uint32(), nullable=False))
+_THOUGHT = pa.struct([("cut", pa.uint32()), ("ids", _U32), ("source", pa.string())])
+_SPAN = pa.struct([("start", pa.uint32()), ("stop", pa.uint32())])
+SCHEMA = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("url", pa.string()),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("ids", _U32, nullable=False),
+        pa.field("offsets", _U32, nullable=False),
+        pa.field("cuts", _U32, nullable=False),
+        pa.field("cut_kinds", pa.list_(pa.field("item", pa.uint8())), nullable=False),
+        pa.field("thoughts", pa.list_(_THOUGHT)),
+        pa.field("target_spans", pa.list_(_SPAN)),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Thought:
+    """A thought from the corpus, at token position ``cut``; its markers are not in ``ids``."""
+
+    cut: int
+    ids: UInt32[np.ndarray, " L"]
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One row. Arrays are read-only views of the mapped file."""
+
+    document_id: str
+    """blake2b-128 of the text's bytes, hex."""
+    url: str | None
+    domain: str
+    """"" when unknown."""
+    text: str
+    ids: UInt32[np.ndarray, " T"]
+    offsets: UInt32[np.ndarray, " T+1"]
+    """Byte offset of each token's start in the UTF-8 text, and its total length."""
+    cuts: UInt32[np.ndarray, " K"]
+    """Token positions, increasing: context = ids[:t]."""
+    cut_kinds: UInt8[np.ndarray, " K"]
+    """Index into CUT_KINDS, one for each cut."""
+    thoughts: tuple[Thought, ...] = ()
+    target_spans: tuple[tuple[int, int], ...] | None = None
+    """Token spans [start, stop) the next-token stage trains on; None: every token."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+
+class Split:
+    """The documents of one split, by position; memory-mapped, so opening costs nothing."""
+
+    def __init__(self, name: str, paths: list[Path]) -> None:
+        self.name = name
+        self._batches = [batch for path in paths for batch in _batches(path)]
+        ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+        self._ends: list[int] = ends.tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Document:
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of split {self.name!r} with {len(self)}")
+        number = bisect.bisect_right(self._ends, index)
+        batch = self._batches[number]
+        return _document(batch, index - self._ends[number] + batch.num_rows)
+
+    def __iter__(self) -> Iterator[Document]:
+        return (self[index] for index in range(len(self)))
+
+    @functools.cached_property
+    def num_tokens(self) -> np.ndarray:
+        """(documents,) int64."""
+        return self._lengths("ids")
+
+    @functools.cached_property
+    def num_cuts(self) -> np.ndarray:
+        """(documents,) int64."""
+        return self._lengths("cuts")
+
+    @functools.cached_property
+    def document_ids(self) -> list[str]:
+        return self._strings("document_id")
+
+    @functools.cached_property
+    def domains(self) -> list[str]:
+        return self._strings("domain")
+
+    def _lengths(self, column: str) -> np.ndarray:
+        parts = [batch.column(column).value_lengths().to_numpy() for batch in self._batches]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    def _strings(self, column: str) -> list[str]:
+        return [text for batch in self._batches for text in batch.column(column).to_pylist()]
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """An opened shard folder."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> "ShardFolder":
+        """Cheap checks only: the manifest parses and every file has its size.
+
+        Raises UserError naming the file, expected and found. ``verify_folder`` reads every byte.
+        """
+        manifest = read_manifest(path)
+        for entry in manifest.files:
+            _check_size(path, entry)
+        return cls(path, manifest)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Raises UserError when the folder was written without a tokenizer."""
+        path = self.path / TOKENIZER
+        if not path.is_file():
+            raise UserError(f"{path}: this shard has no tokenizer; name one in [tokenizer]")
+        return path
+
+    def token_bytes(self) -> list[bytes]:
+        """Bytes of every id; b"" for ids that never stand for text (special tokens)."""
+        return token_bytes(self.tokenizer_path)
+
+    def encode(self, text: str) -> UInt32[np.ndarray, " T"]:
+        """Ids of ``text`` as the shard encodes it: plain text, nothing in it is special."""
+        from rlpt_data.tokenizer import PlainTokenizer
+
+        return PlainTokenizer.read(self.tokenizer_path).encode([text])[0]
+
+    def split(self, name: str) -> Split:
+        """One of train, dev and test. Raises UserError when it is unknown or empty."""
+        if name not in SPLITS:
+            raise UserError(f"{self.path}: no split {name!r}; valid: {', '.join(SPLITS)}")
+        entries = [e for e in self.manifest.files if e.path.startswith(f"{name}/")]
+        split = Split(name, [self.path / entry.path for entry in entries])
+        if not len(split):
+            raise UserError(f"{self.path}: split {name!r} is empty; prepare it with [split] {name}")
+        return split
+
+
+def _check_size(folder: Path, entry: FileEntry) -> None:
+    file = folder / entry.path
+    found = file.stat().st_size if file.is_file() else None
+    if found == entry.bytes:
+        return
+    what = "is missing" if found is None else f"has {found} bytes"
+    raise UserError(
+        f"{file}: {what}, the manifest says {entry.bytes}; run `rlpt data prepare` again"
+    )
+
+
+def _batches(path: Path) -> list[pa.RecordBatch]:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: damaged: {error}; run `rlpt data prepare` again") from error
+    if not reader.schema.equals(SCHEMA):
+        raise UserError(f"{path}: other columns than this version's; run `rlpt data prepare` again")
+    return batches
+
+
+def _document(batch: pa.RecordBatch, row: int) -> Document:
+    thoughts = batch.column("thoughts")[row].as_py() or ()
+    spans = batch.column("target_spans")[row].as_py()
+    return Document(
+        document_id=batch.column("document_id")[row].as_py(),
+        url=batch.column("url")[row].as_py(),
+        domain=batch.column("domain")[row].as_py(),
+        text=batch.column("text")[row].as_py(),
+        ids=_array(batch, "ids", row),
+        offsets=_array(batch, "offsets", row),
+        cuts=_array(batch, "cuts", row),
+        cut_kinds=_array(batch, "cut_kinds", row),
+        thoughts=tuple(_thought(thought) for thought in thoughts),
+        target_spans=None if spans is None else tuple((s["start"], s["stop"]) for s in spans),
+    )
+
+
+def _array(batch: pa.RecordBatch, column: str, row: int) -> np.ndarray:
+    return batch.column(column)[row].values.to_numpy(zero_copy_only=True)
+
+
+def _thought(row: dict[str, Any]) -> Thought:
+    return Thought(row["cut"], np.array(row["ids"], np.uint32), row["source"])
