@@ -1,0 +1,164 @@
+"""The command line: quick to answer, one line for a mistake, the promised exit codes."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlpt import cli, exits
+from rlpt_data.strict import UserError
+
+HEAVY = {"torch", "numpy", "transformers", "pydantic", "pyarrow", "rich", "matplotlib"}
+
+
+def exit_code(*words: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
+    """Replace a module that a command imports in its body."""
+    module = types.ModuleType(name)
+    for key, value in members.items():
+        setattr(module, key, value)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "--sett", "a=1"]])
+def test_help_and_typos_are_answered_without_loading_anything_heavy(words: list[str]) -> None:
+    program = (
+        "import sys; from rlpt import cli\n"
+        f"try: cli.main({words!r})\n"
+        "except SystemExit: pass\n"
+        "print(*(name.split('.')[0] for name in sys.modules), file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert not HEAVY & set(run.stderr.split())
+
+
+def test_a_mistake_in_a_config_is_answered_before_torch_loads() -> None:
+    program = (
+        "import sys; from rlpt import cli\n"
+        "try: cli.main(['train', 'configs/train/no_such.toml'])\n"
+        "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["2", "False"]
+    assert "no_such.toml" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian", "x.toml"], "'train'"),
+        (["train", "x.toml", "--sett", "a=1"], "--set"),
+        (["train"], "CONFIG"),
+        (["train", "x.toml", "--resume", "maybe"], "'auto', 'never'"),
+        (["prove", "--seeds", "one"], "0,1,2"),
+        (["export", "runs/x"], "--out"),
+        (["data", "prepare", "no_such_folder/x.toml"], "no_such_folder/x.toml"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_remedy_and_exit_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*words) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert said in output.err
+
+
+def test_user_errors_exit_2_faults_1_interrupts_130(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_with(error: BaseException) -> int:
+        def write(run_dir: Path) -> Path:
+            raise error
+
+        stand_in(monkeypatch, "rlpt.report", write=write)
+        return exit_code("report", str(tmp_path))
+
+    assert fail_with(UserError("runs/x: not a run folder; name one")) == 2
+    assert capsys.readouterr().err == "runs/x: not a run folder; name one\n"
+    assert fail_with(ZeroDivisionError("1/0")) == 1
+    fault = capsys.readouterr().err
+    assert "Traceback" in fault
+    assert fault.rstrip().endswith("`rlpt doctor`.")
+    assert fail_with(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_json_is_the_last_line_of_success_and_of_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "summary.json").write_text('{"steps": 3, "verdict": "harmless"}')
+    stand_in(monkeypatch, "rlpt.report", write=lambda run_dir: run_dir / "report.html")
+    assert exit_code("report", str(tmp_path), "--json") == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["report"] == str(tmp_path / "report.html")
+    assert last["summary"] == {"steps": 3, "verdict": "harmless"}
+
+    assert exit_code("train", "no_such.toml", "--json") == 2
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["exit_code"] == 2
+    assert "no_such.toml" in last["error"]
+
+
+def test_prove_hands_over_seeds_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[list[int], list[str]]] = []
+
+    def run(seeds: list[int], overrides: list[str]) -> dict[str, Any]:
+        calls.append((seeds, overrides))
+        return {"verdict": "useful"}
+
+    stand_in(monkeypatch, "rlpt.prove", run=run)
+    assert exit_code("prove", "--seeds", "0,1,2", "--set", "a.b=1", "--set", "c=2") == 0
+    assert calls == [([0, 1, 2], ["a.b=1", "c=2"])]
+
+
+def test_summary_lines_put_the_verdict_first_and_show_intervals() -> None:
+    gain = {"mean": 0.123456, "ci_low": -0.5, "ci_high": 1.0}
+    lines = cli.summary_lines({"steps": 12, "verdict": "harmful", "controls": {"empty": gain}})
+    assert lines == [
+        "verdict         harmful",
+        "steps           12",
+        "controls.empty  0.1235 [-0.5, 1]",
+    ]
+
+
+def test_a_reader_that_stops_reading_is_no_fault() -> None:
+    program = (
+        "import sys; from rlpt.exits import guarded\n"
+        "sys.exit(guarded(lambda: [print('line') for _ in range(100000)] and 0))"
+    )
+    head = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (head.returncode, head.stdout, head.stderr) == (0, "line\n", "")
+
+
+def test_a_rank_names_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+
+    def body() -> int:
+        raise UserError("shards/x: truncated; prepare it again")
+
+    assert exits.guarded(body) == 2
+    assert capsys.readouterr().err == "[rank 1] shards/x: truncated; prepare it again\n"
