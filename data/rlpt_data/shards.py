@@ -8,6 +8,7 @@ Folders are immutable; annotations are sidecar files.
 
 import bisect
 import functools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "ShardFolder",
     "Split",
     "Thought",
+    "verify_folder",
 ]
 
 CUT_KINDS = ("supplied", "sentence", "paragraph", "random")
@@ -184,6 +186,23 @@ class ShardFolder:
         if not len(split):
             raise UserError(f"{self.path}: split {name!r} is empty; prepare it with [split] {name}")
         return split
+
+
+def verify_folder(path: Path) -> dict[str, Any]:
+    """Read every byte: checksums, and every invariant of every row.
+
+    Returns counts of what was checked; raises UserError naming the file and what is wrong.
+    """
+    # The checks need the reader above, so they live behind it.
+    from rlpt_data.verify import verify
+
+    return verify(path)
+
+
+def read_drop_samples(folder: ShardFolder, reason: str) -> list[dict[str, str]]:
+    """Samples of what was left out for ``reason``: where and detail."""
+    path = folder.path / "dropped" / f"{reason}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _check_size(folder: Path, entry: FileEntry) -> None:

@@ -1,0 +1,125 @@
+"""A source document and its ids -> the row of a shard: bytes become token positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import UInt8, UInt32
+
+from rlpt_data.cuts import CutsConfig, candidates, token_positions
+from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.filters import drop, where
+from rlpt_data.shards import CUT_KINDS, Document, Thought
+from rlpt_data.split import domain_of
+from rlpt_data.strict import UserError
+from rlpt_data.tokenizer import PlainTokenizer
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Turns documents into rows; every document it refuses is a drop with a reason."""
+
+    tokenizer: PlainTokenizer
+    cuts: CutsConfig
+    seed: int
+
+    def rows(self, batch: Sequence[tuple[str, SourceDocument]]) -> list[Document | Drop]:
+        """(document id, document) pairs -> rows or drops, in the same order."""
+        encoded = self.tokenizer.encode([document.text for _, document in batch])
+        return [
+            self._row(key, document, ids)
+            for (key, document), ids in zip(batch, encoded, strict=True)
+        ]
+
+    def _row(
+        self, key: str, document: SourceDocument, ids: UInt32[np.ndarray, " T"]
+    ) -> Document | Drop:
+        text = document.text.encode()
+        if self.tokenizer.decode(ids) != text:
+            return drop(document, "not_lossless")
+        if not document.cuts and len(ids) < self.cuts.min_context + self.cuts.min_continuation:
+            return drop(document, "too_short")
+        offsets = self.tokenizer.offsets(ids)
+        found = self._cuts(key, document, text, offsets)
+        if isinstance(found, Drop):
+            return found
+        thoughts = self._thoughts(document, text, offsets)
+        if isinstance(thoughts, Drop):
+            return thoughts
+        spans = _spans(document, text, offsets)
+        if isinstance(spans, Drop):
+            return spans
+        return Document(
+            document_id=key,
+            url=document.url,
+            domain=domain_of(document),
+            text=document.text,
+            ids=ids,
+            offsets=offsets,
+            cuts=found[0],
+            cut_kinds=found[1],
+            thoughts=thoughts,
+            target_spans=spans,
+        )
+
+    def _cuts(
+        self, key: str, document: SourceDocument, text: bytes, offsets: np.ndarray
+    ) -> tuple[UInt32[np.ndarray, " K"], UInt8[np.ndarray, " K"]] | Drop:
+        if not document.cuts:
+            found = candidates(text, offsets, key, self.cuts, self.seed)
+            return found if len(found[0]) else drop(document, "no_cut")
+        places = sorted(set(document.cuts))
+        _check_inside(document, "cut", places, len(text))
+        at = token_positions(places, offsets)
+        if at is None:
+            return drop(document, "cut_inside_token", f"cuts at bytes {places[:20]}")
+        kind = CUT_KINDS.index("supplied")
+        return np.array(at, np.uint32), np.full(len(at), kind, np.uint8)
+
+    def _thoughts(
+        self, document: SourceDocument, text: bytes, offsets: np.ndarray
+    ) -> tuple[Thought, ...] | Drop:
+        if not document.thoughts:
+            return ()
+        places = [thought.cut for thought in document.thoughts]
+        _check_inside(document, "thought", places, len(text))
+        at = token_positions(places, offsets)
+        if at is None:
+            return drop(document, "cut_inside_token", f"thoughts at bytes {places[:20]}")
+        ids = self.tokenizer.encode([thought.text for thought in document.thoughts])
+        rows = zip(at, ids, document.thoughts, strict=True)
+        return tuple(Thought(cut, piece, thought.source) for cut, piece, thought in rows)
+
+
+def _spans(
+    document: SourceDocument, text: bytes, offsets: np.ndarray
+) -> tuple[tuple[int, int], ...] | Drop | None:
+    if document.target_spans is None:
+        return None
+    edges = [edge for span in document.target_spans for edge in span]
+    increasing = all(start < stop for start, stop in document.target_spans)
+    if not increasing or edges != sorted(edges) or (edges and not 0 <= edges[0] <= edges[-1]):
+        raise UserError(
+            f"{where(document)}: target_spans {document.target_spans} overlap; sort them"
+        )
+    if edges and edges[-1] > len(text):
+        _too_far(document, "target span", edges[-1], len(text))
+    at = token_positions(edges, offsets)
+    if at is None:
+        return drop(document, "span_inside_token", f"spans {document.target_spans[:20]}")
+    return tuple(zip(at[::2], at[1::2], strict=True))
+
+
+def _check_inside(
+    document: SourceDocument, what: str, places: Sequence[int], num_bytes: int
+) -> None:
+    for place in places:
+        if not 0 < place < num_bytes:
+            _too_far(document, what, place, num_bytes)
+
+
+def _too_far(document: SourceDocument, what: str, place: int, num_bytes: int) -> None:
+    raise UserError(
+        f"{where(document)}: {what} at byte {place} of a document with {num_bytes}; "
+        "correct the source"
+    )

@@ -1,0 +1,49 @@
+"""Where documents come from. A source is a configuration with a ``kind`` and two functions:
+
+``documents(config)`` yields documents and drops; ``fingerprint(config)`` identifies the corpus, or
+is None when it cannot. A new source is a new file and a line in each table below.
+"""
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from rlpt_data import proving
+from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.manifest import digest
+from rlpt_data.sources import folder, huggingface, installed_docs, jsonl, parquet, warc
+
+SOURCES: dict[str, ModuleType] = {
+    "folder": folder,
+    "huggingface": huggingface,
+    "installed-docs": installed_docs,
+    "jsonl": jsonl,
+    "parquet": parquet,
+    "proving": proving,
+    "warc": warc,
+}
+
+SourceConfig = Annotated[
+    folder.FolderConfig
+    | huggingface.HuggingfaceConfig
+    | installed_docs.InstalledDocsConfig
+    | jsonl.JsonlConfig
+    | parquet.ParquetConfig
+    | proving.ProvingConfig
+    | warc.WarcConfig,
+    Field(discriminator="kind"),
+]
+
+
+def documents(config: Any) -> Iterator[SourceDocument | Drop]:
+    """Everything the configured source holds, in its own order."""
+    yield from SOURCES[config.kind].documents(config)
+
+
+def fingerprint(config: Any) -> str | None:
+    """Of the corpus; a generated one is determined by its configuration."""
+    if config.kind == "proving":
+        return digest(config.model_dump_json().encode())
+    return SOURCES[config.kind].fingerprint(config)

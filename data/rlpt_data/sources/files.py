@@ -1,0 +1,47 @@
+"""Input files: which ones a path names, their text stream, their fingerprint."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from rlpt_data.documents import Drop
+from rlpt_data.manifest import digest, digest_file
+from rlpt_data.strict import UserError
+
+
+def input_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """``path`` itself, or every file below it with one of ``suffixes``, by relative name.
+
+    Raises UserError when that is nothing.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"[source] path = {path}: no such file or folder; correct the path")
+    found = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
+    if not found:
+        raise UserError(f"[source] path = {path}: no {' '.join(suffixes)} inside; correct the path")
+    return sorted(found, key=lambda p: p.relative_to(path).as_posix())
+
+
+def fingerprint(files: list[Path]) -> str:
+    """Of the contents: names, places and times do not count."""
+    return digest(" ".join(digest_file(file) for file in files).encode())
+
+
+def open_bytes(path: Path) -> io.BufferedReader:
+    """The decompressed bytes; the suffix names the compression (.gz, .zst)."""
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))  # pyright: ignore
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes] | Drop]:
+    """Numbered lines of a file, from 1; a file damaged half way ends in a drop."""
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            for number, line in enumerate(file, 1):
+                yield number, line
+    except (OSError, EOFError, pa.ArrowInvalid) as error:
+        yield Drop("damaged_file", f"{path}:{number + 1}", str(error))

@@ -1,0 +1,42 @@
+"""One JSON object per line, plain or compressed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.sources import files
+from rlpt_data.sources.records import Fields, document
+from rlpt_data.strict import Strict
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+
+
+class JsonlConfig(Strict):
+    kind: Literal["jsonl"]
+    path: Path
+    """A file, or a folder of .jsonl, .jsonl.gz and .jsonl.zst files."""
+    fields: Fields = Fields()
+
+
+def documents(config: JsonlConfig) -> Iterator[SourceDocument | Drop]:
+    """A line that is not JSON is a drop that names its file and line."""
+    for path in files.input_files(config.path, SUFFIXES):
+        for item in files.lines(path):
+            if isinstance(item, Drop):
+                yield item
+            elif item[1].strip():
+                yield _line(item[1], config.fields, f"{path}:{item[0]}")
+
+
+def fingerprint(config: JsonlConfig) -> str:
+    return files.fingerprint(files.input_files(config.path, SUFFIXES))
+
+
+def _line(line: bytes, fields: Fields, where: str) -> SourceDocument | Drop:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return Drop("bad_json", where, str(error))
+    return document(row, fields, where)

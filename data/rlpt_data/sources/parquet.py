@@ -1,0 +1,52 @@
+"""Rows of Parquet files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.sources import files
+from rlpt_data.sources.records import Fields, document
+from rlpt_data.strict import Strict, UserError, nearest
+
+SUFFIXES = (".parquet",)
+
+
+class ParquetConfig(Strict):
+    kind: Literal["parquet"]
+    path: Path
+    """A file, or a folder of .parquet files."""
+    fields: Fields = Fields()
+
+
+def documents(config: ParquetConfig) -> Iterator[SourceDocument | Drop]:
+    """Reads only the columns it needs. Raises UserError when the text column is not there."""
+    for path in files.input_files(config.path, SUFFIXES):
+        yield from _rows(path, config.fields)
+
+
+def fingerprint(config: ParquetConfig) -> str:
+    return files.fingerprint(files.input_files(config.path, SUFFIXES))
+
+
+def _rows(path: Path, fields: Fields) -> Iterator[SourceDocument | Drop]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = _columns(path, file.schema_arrow.names, fields)
+            for batch in file.iter_batches(1024, columns=columns):
+                for row in batch.to_pylist():
+                    yield document(row, fields, f"{path}:{number}")
+                    number += 1
+    except (OSError, pa.ArrowInvalid) as error:
+        yield Drop("damaged_file", f"{path}:{number}", str(error))
+
+
+def _columns(path: Path, present: list[str], fields: Fields) -> list[str]:
+    if fields.text not in present:
+        remedy = nearest(fields.text, present)
+        raise UserError(f"{path}: no column {fields.text!r} ([source.fields] text); {remedy}")
+    return [name for name in fields.names() if name in present]

@@ -1,0 +1,97 @@
+"""Every checksum and every invariant of a shard folder, read from the bytes on disk."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlpt_data.manifest import NAME, SPLITS, Manifest, digest, digest_file
+from rlpt_data.shards import CUT_KINDS, Document, ShardFolder
+from rlpt_data.strict import UserError
+
+_AGAIN = "run `rlpt data prepare` again"
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """What was checked, as counts. Raises UserError naming the file and the first broken rule."""
+    folder = ShardFolder.open(path)
+    manifest = folder.manifest
+    if manifest.hash != manifest.content_hash():
+        raise UserError(f"{path / NAME}: was changed after it was written; {_AGAIN}")
+    _check_files(path, manifest)
+    pieces = folder.token_bytes() if manifest.tokenizer_hash else None
+    seen: dict[str, str] = {}
+    domains: dict[str, str] = {}
+    counts = {name: _check_split(folder, name, pieces, seen, domains) for name in SPLITS}
+    return {"path": str(path), "hash": manifest.hash, "files": len(manifest.files)} | counts
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    listed = {entry.path for entry in manifest.files} | {NAME}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name not in listed:
+            raise UserError(f"{file}: not in the manifest; remove it")
+    for entry in manifest.files:
+        found = digest_file(path / entry.path)
+        if found != entry.blake2b:
+            expected = f"the manifest says {entry.blake2b}"
+            raise UserError(f"{path / entry.path}: checksum {found}, {expected}; {_AGAIN}")
+
+
+def _check_split(
+    folder: ShardFolder,
+    name: str,
+    pieces: list[bytes] | None,
+    seen: dict[str, str],
+    domains: dict[str, str],
+) -> int:
+    expected = folder.manifest.counts.get(name)
+    if expected is None or not expected.documents:
+        return 0
+    tokens = size = 0
+    split = folder.split(name)
+    for document in split:
+        where = f"{folder.path}/{name}, document {document.document_id}"
+        for rule in broken_rules(document, folder.manifest.vocab_size, pieces):
+            raise UserError(f"{where}: {rule}; {_AGAIN}")
+        if document.document_id in seen:
+            raise UserError(f"{where}: is also in {seen[document.document_id]}; {_AGAIN}")
+        seen[document.document_id] = name
+        by_domain = folder.manifest.split_by == "domain" and document.domain
+        if by_domain and domains.setdefault(document.domain, name) != name:
+            raise UserError(f"{where}: domain {document.domain} is in two splits; {_AGAIN}")
+        tokens += document.num_tokens
+        size += int(document.offsets[-1])
+    found = (len(split), tokens, size)
+    if found != (expected.documents, expected.tokens, expected.bytes):
+        raise UserError(f"{folder.path}/{name}: {found} documents, tokens, bytes; {_AGAIN}")
+    return len(split)
+
+
+def broken_rules(document: Document, vocab_size: int, pieces: list[bytes] | None) -> list[str]:
+    """Every invariant of a row that does not hold, in words."""
+    data, ids, num = document.text.encode(), document.ids, document.num_tokens
+    cuts = document.cuts.astype(np.int64)
+    offsets = document.offsets.astype(np.int64)
+    spans = [edge for span in document.target_spans or () for edge in span]
+    every_id = np.concatenate([ids, *(thought.ids for thought in document.thoughts)])
+    rules = {
+        "its id is not the hash of its text": document.document_id == digest(data),
+        "it has no tokens": num > 0,
+        "an id lies outside the vocabulary": bool((every_id < vocab_size).all()),
+        "offsets do not run from 0 to the text's length": len(offsets) == num + 1
+        and offsets[0] == 0
+        and offsets[-1] == len(data)
+        and bool((np.diff(offsets) > 0).all()),
+        "cuts do not increase inside the document": bool((np.diff(cuts) > 0).all())
+        and bool(((cuts > 0) & (cuts < num)).all()),
+        "cut kinds do not match the cuts": len(document.cut_kinds) == len(cuts)
+        and bool((document.cut_kinds < len(CUT_KINDS)).all()),
+        "a thought lies outside the document": all(0 < t.cut < num for t in document.thoughts),
+        "target spans overlap or lie outside": spans == sorted(spans)
+        and (not spans or spans[-1] <= num),
+    }
+    if rules["an id lies outside the vocabulary"] and pieces is not None:
+        rules["its tokens are not its text"] = b"".join(pieces[i] for i in ids) == data
+    return [rule for rule, holds in rules.items() if not holds]
