@@ -1,0 +1,3 @@
+"""Held-out evaluation: thoughts are sampled, the held-out text is scored with and without them and
+under controls.
+"""

@@ -1,0 +1,152 @@
+"""Prompts -> records: sample thoughts, then score the held-out continuation with and without them
+and under controls.
+
+Every rank calls the engine and the scorer equally often, with its strided share of the prompts, and
+ends up with all records in the order of the prompts. A record does not depend on the batch or on
+the number of ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from rlpt import dist
+from rlpt.config import Control
+from rlpt.evaluate.controls import ANY_SAMPLE, Lineup, Partners, named_prefix
+from rlpt.evaluate.records import NO_THINK, OWN, Record
+from rlpt.types import Branch, Group, Markers, Prompt, Scores, Trunk
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """What evaluation needs of `rlpt.policy.scoring.Scorer`."""
+
+    def branches(self, pairs: Sequence[tuple[Trunk, Branch]]) -> list[Scores]: ...
+    def trunks(self, spans: Sequence[tuple[Trunk, int, int]]) -> list[Scores]: ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What evaluation needs of an engine: thoughts that depend on the prompt's key and the purpose
+    alone.
+    """
+
+    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> None: ...
+    def collect(self) -> list[Group]: ...
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """How thoughts are sampled and what they are compared with."""
+
+    markers: Markers
+    neutral_ids: tuple[int, ...]
+    """Tokens that say nothing, for the filler control."""
+    thoughts: int
+    """Sampled per prompt."""
+    controls: tuple[Control, ...]
+    seed: int
+    batch: int = 32
+    """Prompts scored together on one rank; changes memory, never a number."""
+    purpose: str = "evaluate"
+
+
+def measure(
+    scorer: Scorer,
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    procedure: Procedure,
+    world: dist.World,
+    unbanned: Scorer | None = None,
+) -> list[Record]:
+    """Records of all ``prompts`` (the same global list on every rank), thought by thought, on every
+    rank.
+
+    ``unbanned`` scores with the markers left in the softmax; with it every record has its opener
+    mass.
+    """
+    mine = dist.share(range(len(prompts)), world)
+    engine.submit([prompts[i] for i in mine], procedure.thoughts, procedure.purpose)
+    groups = engine.collect()
+    thoughts = dist.unshare([[r.thought_ids for r in group.rollouts] for group in groups], world)
+    lineup = Lineup(
+        prompts,
+        thoughts,
+        Partners(prompts, procedure.seed),
+        procedure.markers,
+        procedure.neutral_ids,
+        procedure.controls,
+        procedure.seed,
+    )
+    share = -(-len(prompts) // world.size)
+    scored: list[list[Record]] = []
+    for start in range(0, share, procedure.batch):
+        chosen = slice(start, start + procedure.batch)
+        frames = _score(scorer, lineup, mine[chosen])
+        masses = _opener_masses(unbanned, [prompts[i] for i in mine[chosen]], procedure.markers)
+        scored += map(_records, groups[chosen], frames, masses)
+    return [record for part in dist.unshare(scored, world) for record in part]
+
+
+def _score(
+    scorer: Scorer, lineup: Lineup, indices: Sequence[int]
+) -> list[dict[tuple[str, int], Scores]]:
+    """Scores of every frame of the chosen prompts: one call for trunks, one for branches."""
+    prompts = [lineup.prompts[i] for i in indices]
+    trunks = scorer.trunks([(p.trunk, p.cut, p.cut + p.horizon) for p in prompts])
+    branches = [lineup.branches(i) for i in indices]
+    flat = [
+        (p.trunk, branch)
+        for p, named in zip(prompts, branches, strict=True)
+        for branch in named.values()
+    ]
+    scores = iter(scorer.branches(flat))
+    return [
+        {(NO_THINK, ANY_SAMPLE): own, **{name: next(scores) for name in named}}
+        for own, named in zip(trunks, branches, strict=True)
+    ]
+
+
+def _opener_masses(
+    unbanned: Scorer | None, prompts: Sequence[Prompt], markers: Markers
+) -> list[float | None]:
+    if unbanned is None:
+        return [None] * len(prompts)
+    opener = np.array([markers.opener])
+    scores = unbanned.branches([(p.trunk, Branch(p.cut, opener, score_start=0)) for p in prompts])
+    return [float(np.exp(score.total)) for score in scores]
+
+
+def _records(
+    group: Group, frames: dict[tuple[str, int], Scores], opener_mass: float | None
+) -> list[Record]:
+    return [_record(group, sample, frames, opener_mass) for sample in range(len(group.rollouts))]
+
+
+def _record(
+    group: Group, sample: int, frames: dict[tuple[str, int], Scores], mass: float | None
+) -> Record:
+    prompt, rollout = group.prompt, group.rollouts[sample]
+    mine = {
+        frame: scores for (frame, owner), scores in frames.items() if owner in (sample, ANY_SAMPLE)
+    }
+    continuation = prompt.continuation_ids
+    epoch, document, cut = prompt.key
+    return Record(
+        epoch=epoch,
+        document=document,
+        domain=prompt.trunk.domain,
+        cut=cut,
+        sample=sample,
+        num_bytes=prompt.continuation_bytes,
+        continuation_ids=continuation,
+        logp={frame: scores.logp for frame, scores in mine.items()},
+        first_correct_no_think=bool(mine[NO_THINK].argmax[0] == continuation[0]),
+        first_correct_thought=bool(mine[OWN].argmax[0] == continuation[0]),
+        thought_ids=rollout.thought_ids,
+        finish=rollout.finish,
+        named_prefix=named_prefix(rollout.thought_ids, continuation),
+        opener_mass=mass,
+    )

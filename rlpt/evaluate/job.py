@@ -1,0 +1,132 @@
+"""`rlpt eval`: one checkpoint or model folder over held-out shards -> eval.json and
+prompts.parquet.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+
+from rlpt import dist
+from rlpt.config import EvalJobConfig
+from rlpt.evaluate.continuation import Engine, Procedure, Scorer
+from rlpt.evaluate.evaluation import Evaluation, evaluate
+from rlpt.evaluate.records import write_parquet
+from rlpt.evaluate.summary import Resampling, Unit
+from rlpt.prompts import held_out, held_out_windows
+from rlpt.types import Markers
+from rlpt_data.shards import ShardFolder
+
+NEUTRAL_TEXT = " ."
+"""The filler control repeats the tokens of this: they mean nothing and occur everywhere."""
+
+
+class Subject(NamedTuple):
+    """What is evaluated."""
+
+    scorer: Scorer
+    engine: Engine
+    markers: Markers
+    unbanned: Scorer | None = None
+    """A scorer of the same policy that keeps the markers in the softmax, for the opener mass."""
+
+
+def run(config: EvalJobConfig) -> dict[str, Any]:
+    """Evaluate, write the files on rank 0, and return the headline numbers with the paths."""
+    folder = ShardFolder.open(config.shards)
+    with dist.world() as world:
+        found = evaluate_subject(config, folder, open_subject(config, folder, world), world)
+        if world.is_main:
+            _write(config, folder, found)
+    return {
+        **{name: found.summary[name] for name in _HEADLINE if name in found.summary},
+        "eval": str(config.out_dir / "eval.json"),
+        "records": str(config.out_dir / "prompts.parquet"),
+    }
+
+
+_HEADLINE = (
+    *(
+        "verdict",
+        "verdict_reasons",
+        "gain_heldout",
+        "controls",
+        "null",
+        "wrong_target",
+        "bits_per_byte",
+    ),
+    *("next_token_accuracy_no_think", "next_token_accuracy_thought"),
+)
+
+
+def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) -> Subject:
+    """Load `config.run` or `config.policy`. LEAD: the one place where evaluation meets loading; to
+    be filled in.
+    """
+    raise NotImplementedError("rlpt eval: loading is not wired yet")
+
+
+def evaluate_subject(
+    config: EvalJobConfig, folder: ShardFolder, subject: Subject, world: dist.World
+) -> Evaluation:
+    """The evaluation that ``config`` describes, of a policy that is already loaded."""
+    cfg, split = config.evaluation, folder.split(config.evaluation.split)
+    prompts = held_out(
+        split, config.prompts, subject.markers, cfg.prompts, config.seed, cfg.domains
+    )
+    windows = (
+        held_out_windows(
+            split, cfg.bits_per_byte_tokens, cfg.bits_per_byte_documents, config.seed, cfg.domains
+        )
+        if cfg.bits_per_byte_documents
+        else []
+    )
+    procedure = Procedure(
+        subject.markers,
+        neutral_ids(folder),
+        cfg.thoughts,
+        cfg.controls,
+        config.seed,
+        cfg.batch_documents,
+    )
+    dtype = config.policy.compute_dtype if config.policy else "float32"
+    resampling = Resampling(unit_of(folder.manifest.split_by), cfg.bootstrap, config.seed)
+    return evaluate(
+        *(subject.scorer, subject.engine, prompts, windows, procedure, resampling, world),
+        compute_dtype=dtype,
+        unbanned=subject.unbanned,
+    )
+
+
+def neutral_ids(folder: ShardFolder) -> tuple[int, ...]:
+    """Ids of the filler text in the shard's own encoding."""
+    return tuple(int(i) for i in folder.encode(NEUTRAL_TEXT))
+
+
+def unit_of(split_by: str) -> Unit:
+    """The bootstrap unit of a split: domains where whole ones were held out, else documents."""
+    return "domain" if split_by == "domain" else "document"
+
+
+def decoder(folder: ShardFolder) -> Callable[[Sequence[int]], str]:
+    """Ids -> text for people to read; ids the tokenizer does not know (markers that were added) are
+    left out.
+    """
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder.tokenizer_path))
+    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def _write(config: EvalJobConfig, folder: ShardFolder, found: Evaluation) -> None:
+    out: Path = config.out_dir
+    out.mkdir(parents=True, exist_ok=True)
+    write_parquet(out / "prompts.parquet", found.records, decoder(folder))
+    table = {
+        "config": config.model_dump(mode="json"),
+        "shards": folder.manifest.hash,
+        **found.summary,
+    }
+    temporary = out / "eval.json.tmp"
+    temporary.write_text(json.dumps(table, indent=1, allow_nan=False))
+    temporary.rename(out / "eval.json")
