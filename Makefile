@@ -18,6 +18,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
 TORCH_FLAGS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
+PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
+	sys.version_info >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, and {sys.executable} is {v}; try: make PYTHON=python3.11")
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart prove prove-all test lint bench clean
 
@@ -32,14 +35,12 @@ help:
 
 # ---- environment -------------------------------------------------------------------------------
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}; try make PYTHON=python3.11")'
+# What a user needs: the library, the readers, the report. Interrupted, it goes on where it was.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(PYTHON_CHECK)'
 	@echo "-- creating $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-
-# What a user needs: the library, the readers, the report.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "-- installing $(TORCH) (the large one)"
+	@echo "-- installing $(TORCH) (the large one: a minute or two)"
 	@$(PIP) $(TORCH_FLAGS) $(TORCH)
 	@echo "-- installing rlpt and what it needs"
 	@$(PIP) -c constraints.txt -e ".[data,report]"
