@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from rlpt.exits import MistakeError, guarded
+from rlpt.exits import MistakeError, guarded, is_main_rank
 
 Summary = dict[str, Any]
 
@@ -33,8 +33,15 @@ json_option = click.option(
 
 def finish(result: Summary, as_json: bool) -> None:
     """Print the machine-readable last line if it was asked for."""
-    if as_json:
+    if as_json and is_main_rank():
         click.echo(json.dumps(result, default=str))
+
+
+def conclude(summary: Summary, as_json: bool) -> None:
+    """Print the summary of a run, and the machine-readable last line if it was asked for."""
+    if is_main_rank():
+        click.echo("\n".join(summary_lines(summary)))
+    finish(summary, as_json)
 
 
 def summary_lines(summary: Summary) -> list[str]:
@@ -62,13 +69,16 @@ def _number(value: object) -> str:
     if isinstance(value, dict):
         low, high = _number(value["ci_low"]), _number(value["ci_high"])
         return f"{_number(value['mean'])} [{low}, {high}]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _show(renderable: object) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    # A pipe has no width of its own, and rich would fold tables at 80.
+    Console(width=None if sys.stdout.isatty() else 140).print(renderable)
 
 
 class InOrder(click.Group):
@@ -107,7 +117,8 @@ def prepare(config: Path, overrides: Sequence[str], overwrite: bool, as_json: bo
 
     settings = load(PrepareConfig, config, overrides)
     manifest = prepare_shards(settings, overwrite=overwrite)
-    finish({"out": settings.out, "hash": manifest.hash, "counts": manifest.counts}, as_json)
+    counts = {split: count.model_dump() for split, count in manifest.counts.items()}
+    conclude({"out": settings.out, "hash": manifest.hash, "counts": counts}, as_json)
 
 
 @data.command()
@@ -165,8 +176,7 @@ def train(
     from rlpt.train import run
 
     summary = run(settings, resume=resume, dry_run=dry_run)
-    click.echo("\n".join(summary_lines(summary)))
-    finish(summary, as_json)
+    conclude(summary, as_json)
 
 
 @cli.command("eval")
@@ -182,8 +192,7 @@ def evaluate(config: Path, overrides: Sequence[str], as_json: bool) -> None:
     from rlpt.evaluate.job import run
 
     summary = run(settings)
-    click.echo("\n".join(summary_lines(summary)))
-    finish(summary, as_json)
+    conclude(summary, as_json)
 
 
 @cli.command()
@@ -252,8 +261,7 @@ def prove(seeds: list[int], overrides: Sequence[str], as_json: bool) -> None:
     from rlpt.prove import run
 
     summary = run(seeds, list(overrides))
-    click.echo("\n".join(summary_lines(summary)))
-    finish(summary, as_json)
+    conclude(summary, as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Callable
 USER_MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
 
 _AFTER_A_FAULT = (
-    "rlpt: a fault, not a mistake of yours; finished checkpoints are kept. Repeat the command to "
-    "go on from the last one; if it fails again, report the lines above with the output of "
-    "`rlpt doctor`."
+    "rlpt: a fault, not a mistake of yours. Finished work is kept: repeat the command to go on "
+    "from there; if it fails again, report the lines above with the output of `rlpt doctor`."
 )
 
 
@@ -36,6 +35,9 @@ def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
         # `rlpt data inspect DIR | head` is no error; stdout is gone, nothing more may reach it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except FloatingPointError as error:
+        # Raised by the finite checks with where, what and the remedy: a traceback adds nothing.
+        return _report(str(error), FAULT, as_json)
     except Exception as error:
         if _is_mistake(error):
             return _report(str(error), USER_MISTAKE, as_json)
@@ -50,9 +52,14 @@ def _is_mistake(error: Exception) -> bool:
     return isinstance(error, kinds)
 
 
+def is_main_rank() -> bool:
+    """Is this the process that speaks? Under torchrun there are several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _report(message: str, code: int, as_json: bool) -> int:
     rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     print(f"{rank}{message}", file=sys.stderr, flush=True)
-    if as_json:
+    if as_json and is_main_rank():
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     return code

@@ -95,6 +95,8 @@ def test_user_errors_exit_2_faults_1_interrupts_130(
     fault = capsys.readouterr().err
     assert "Traceback" in fault
     assert fault.rstrip().endswith("`rlpt doctor`.")
+    assert fail_with(FloatingPointError("step 3: gradient norm is nan; lower lr")) == 1
+    assert capsys.readouterr().err == "step 3: gradient norm is nan; lower lr\n"
     assert fail_with(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
 
@@ -162,3 +164,42 @@ def test_a_rank_names_itself(
 
     assert exits.guarded(body) == 2
     assert capsys.readouterr().err == "[rank 1] shards/x: truncated; prepare it again\n"
+
+
+def test_only_the_main_rank_prints_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    cli.conclude({"steps": 3}, as_json=True)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    cli.conclude({"steps": 3}, as_json=True)
+    assert capsys.readouterr().out == 'steps  3\n{"steps": 3}\n'
+
+
+def test_data_commands_prepare_inspect_and_verify_and_find_a_truncated_shard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pages").mkdir()
+    for n in range(60):
+        text = f"Page {n} has its own words. " * 8 + f"It ends with number {n * 7}.\n"
+        (tmp_path / "pages" / f"{n}.txt").write_text(text)
+    config, out = tmp_path / "pages.toml", tmp_path / "shards"
+    config.write_text(
+        f'out = "{out}"\n[source]\nkind = "folder"\npath = "{tmp_path / "pages"}"\n'
+        '[tokenizer]\nkind = "byte"\n[split]\ndev = 0.2\ntest = 0.2\n'
+    )
+
+    def last_line(*words: str) -> dict[str, Any]:
+        assert exit_code("data", *words, "--json") == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    prepared = last_line("prepare", str(config))
+    assert sum(count["documents"] for count in prepared["counts"].values()) == 60
+    assert last_line("verify", str(out))["hash"] == prepared["hash"]
+    last_line("inspect", str(out))
+
+    shard = out / "train" / "00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert exit_code("data", "verify", str(out)) == 2
+    assert "train/00000.arrow" in capsys.readouterr().err

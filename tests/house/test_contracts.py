@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 # contract id -> (file, statement): planted into a copy of the tree, where the contract must break.
 PLANTED = {
     "layers": ("rlpt/types.py", "import rlpt.config"),
+    "arithmetic": ("rlpt/advantage.py", "import rlpt.dist"),
     "data": ("data/rlpt_data/documents.py", "import torch"),
     "kernels": ("kernels/rlpt_kernels/__init__.py", "import rlpt.types"),
     "shards": ("rlpt/prompts.py", "import rlpt_data.documents"),
