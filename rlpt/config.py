@@ -22,8 +22,6 @@ Control = Literal["empty", "filler", "context_copy", "other_document", "shuffled
 class DataConfig(Strict):
     shards: Path
     """Folder written by `rlpt data prepare`."""
-    prepare: Path | None = None
-    """Configuration to prepare `shards` from when the folder does not exist yet."""
     domains: tuple[str, ...] = ()
     """Train only on these domains; empty means all."""
 

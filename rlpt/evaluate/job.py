@@ -9,15 +9,21 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from rlpt import dist
-from rlpt.config import EvalJobConfig
-from rlpt.evaluate.continuation import Engine, Procedure, Scorer
+from rlpt import checkpoint, dist
+from rlpt.config import EvalJobConfig, PolicyConfig, RunConfig
+from rlpt.evaluate.continuation import Engine, Procedure
+from rlpt.evaluate.continuation import Scorer as ScorerLike
 from rlpt.evaluate.evaluation import Evaluation, evaluate
 from rlpt.evaluate.records import write_parquet
 from rlpt.evaluate.summary import Resampling, Unit
+from rlpt.policy import load
+from rlpt.policy.scoring import Scorer
 from rlpt.prompts import held_out, held_out_windows
+from rlpt.rollout import sync
+from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.types import Markers
 from rlpt_data.shards import ShardFolder
+from rlpt_data.strict import parse
 
 NEUTRAL_TEXT = " ."
 """The filler control repeats the tokens of this: they mean nothing and occur everywhere."""
@@ -26,10 +32,10 @@ NEUTRAL_TEXT = " ."
 class Subject(NamedTuple):
     """What is evaluated."""
 
-    scorer: Scorer
+    scorer: ScorerLike
     engine: Engine
     markers: Markers
-    unbanned: Scorer | None = None
+    unbanned: ScorerLike | None = None
     """A scorer of the same policy that keeps the markers in the softmax, for the opener mass."""
 
 
@@ -62,14 +68,28 @@ _HEADLINE = (
 
 
 def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) -> Subject:
-    """Load `config.run` or `config.policy`. LEAD: the one place where evaluation meets loading; to
-    be filled in.
-    """
-    raise NotImplementedError("rlpt eval: loading is not wired yet")
+    """Load `config.run` (a checkpoint, with the run's own policy block) or `config.policy`."""
+    policy_cfg = config.policy or _policy_of(checkpoint.find(config.run or ""))
+    plan = load.blueprint(policy_cfg, folder)
+    policy = load.load(policy_cfg, plan, world, config.seed)
+    if config.run is not None:
+        checkpoint.load_weights(checkpoint.find(config.run), policy)
+    markers, batch = plan.vocabulary.markers, config.evaluation.batch_documents
+    engine = TransformersEngine(
+        plan.config, markers, config.thought, config.seed, config.engine.prompts_per_batch, world.device
+    )
+    sync.publish(policy, engine, 0)
+    return Subject(Scorer(policy, markers.ids, world, batch), engine, markers, Scorer(policy, (), world, batch))
+
+
+def _policy_of(path: Path) -> PolicyConfig:
+    """The policy block of the run that wrote a checkpoint."""
+    table = json.loads((path.parent.parent / "config.json").read_text())
+    return parse(PolicyConfig, table["policy"], f"{path.parent.parent / 'config.json'} [policy]")
 
 
 def evaluate_subject(
-    config: EvalJobConfig, folder: ShardFolder, subject: Subject, world: dist.World
+    config: EvalJobConfig | RunConfig, folder: ShardFolder, subject: Subject, world: dist.World
 ) -> Evaluation:
     """The evaluation that ``config`` describes, of a policy that is already loaded."""
     cfg, split = config.evaluation, folder.split(config.evaluation.split)

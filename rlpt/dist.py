@@ -1,0 +1,106 @@
+"""Ranks: the process group, the device mesh and the few collectives the pipeline uses.
+
+One code path serves 1 rank and many: without torchrun a group of one is made in memory, without sockets.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from rlpt_data.strict import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def world() -> Iterator[World]:
+    """Join the process group that torchrun describes, or make a group of one."""
+    device = _device()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    owned = not torch_dist.is_initialized()
+    if owned and "RANK" in os.environ:
+        torch_dist.init_process_group(backend)
+    elif owned:
+        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield World(torch_dist.get_rank(), torch_dist.get_world_size(), device)
+    finally:
+        if owned:
+            torch_dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def mesh(world: World, replicas: int) -> DeviceMesh:
+    """A one-axis mesh (FSDP), or (replicas, shards) for HSDP."""
+    if world.size % replicas:
+        raise UserError(f"policy.replicas = {replicas}: must divide the number of ranks, {world.size}")
+    if replicas == 1:
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    return init_device_mesh(world.device.type, (replicas, world.size // replicas), mesh_dim_names=("replica", "shard"))
+
+
+def share(items: Sequence[Any], world: World) -> list[Any]:
+    """This rank's strided share of the global list."""
+    return list(items[world.rank :: world.size])
+
+
+def total(values: Sequence[float], world: World) -> list[float]:
+    """Sums over ranks, in float64, the same on every rank."""
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        torch_dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def largest(value: int, world: World) -> int:
+    """The maximum over ranks."""
+    tensor = torch.tensor(value, dtype=torch.int64, device=world.device)
+    if world.size > 1:
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def gather_objects(items: Sequence[Any], world: World) -> list[Any]:
+    """The concatenation of every rank's list, in rank order, on every rank."""
+    if world.size == 1:
+        return list(items)
+    parts: list[Any] = [None] * world.size
+    torch_dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def unshare(parts: Sequence[Any], world: World) -> list[Any]:
+    """Gather strided shares back into the global order: the inverse of `share`."""
+    if world.size == 1:
+        return list(parts)
+    gathered: list[Any] = [None] * world.size
+    torch_dist.all_gather_object(gathered, list(parts))
+    count = sum(len(part) for part in gathered)
+    return [gathered[i % world.size][i // world.size] for i in range(count)]
+
+
+def barrier(world: World) -> None:
+    if world.size > 1:
+        torch_dist.barrier()

@@ -1,0 +1,138 @@
+"""What a run tells: its plan, a line per step, the rollout dump and the summary."""
+
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlpt import dist
+from rlpt.checkpoint import Progress
+from rlpt.config import RunConfig
+from rlpt.evaluate import files
+from rlpt.evaluate.evaluation import Evaluation, headline
+from rlpt.policy.load import Blueprint, meta_model
+from rlpt.runlog import read_journal, write_json
+from rlpt.session import Session
+from rlpt.types import Group, Scores
+from rlpt.update import Stepped
+from rlpt_data.shards import ShardFolder
+
+_CONTEXT_SHOWN = 96
+
+
+def describe(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> dict[str, Any]:
+    """The resolved plan of `--dry-run`; no weight is allocated."""
+    lm = meta_model(plan.config)
+    return {
+        "run_dir": str(cfg.run_dir),
+        "shards": {"path": str(shards.path), "hash": shards.manifest.hash, "counts": shards.manifest.counts},
+        "policy": {"model": type(lm).__name__, "parameters": sum(p.numel() for p in lm.parameters()), "vocabulary": plan.vocabulary.size},
+        "markers": {cfg.policy.opener: plan.vocabulary.markers.opener, cfg.policy.closer: plan.vocabulary.markers.closer},
+        "stages": {stage.name: f"{stage.kind}, {stage.steps} steps of {stage.documents_per_step} documents" for stage in cfg.stage},
+        "steps": cfg.total_steps,
+    }  # fmt: skip
+
+
+def one_line(metrics: Mapping[str, float]) -> str:
+    """What to say beside the progress bar."""
+    shown = {"loss": "loss/next_token", "gain": "gain/mean", "reward": "reward/mean", "thought": "thought/length"}
+    return "  ".join(f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics)
+
+
+def rollout_rows(session: Session, groups: Sequence[Group], stepped: Stepped, step: int) -> list[dict[str, Any]]:
+    """The first groups of the step, over all ranks, as text and numbers for people to read. Collective."""
+    kept = session.cfg.log.rollouts_kept
+    mine = [_row(session, groups, stepped, p, step) for p in range(min(kept, len(groups)))]
+    return dist.unshare(mine, session.world)[:kept]
+
+
+def _row(session: Session, groups: Sequence[Group], stepped: Stepped, p: int, step: int) -> dict[str, Any]:
+    assert stepped.rewarded is not None
+    prompt, detail = groups[p].prompt, stepped.rewarded.detail
+    read = _Reader(session.shards.token_bytes())
+    no_think = detail.get("no_think")
+    return {
+        "step": step,
+        "document": prompt.trunk.document,
+        "domain": prompt.trunk.domain,
+        "cut": prompt.key[2],
+        "context": read.text(prompt.trunk.ids[max(0, prompt.cut - _CONTEXT_SHOWN) : prompt.cut]),
+        "continuation_tokens": [read.text([index]) for index in prompt.continuation_ids],
+        "no_think_logp": _plain(no_think[p]) if no_think else None,
+        "rollouts": [_rollout(groups[p], g, p, stepped, read) for g in range(len(groups[p].rollouts))],
+    }
+
+
+def _rollout(group: Group, g: int, p: int, stepped: Stepped, read: "_Reader") -> dict[str, Any]:
+    assert stepped.rewarded is not None
+    assert stepped.advantage_PG is not None
+    rollout, detail = group.rollouts[g], stepped.rewarded.detail
+    scores = detail["thought"][p * len(group.rollouts) + g] if "thought" in detail else None
+    return {
+        "thought": read.text(rollout.thought_ids),
+        "ids": rollout.ids.tolist(),
+        "prediction": read.text(rollout.prediction_ids),
+        "behaviour_logp": [float(value) for value in rollout.logp],
+        "version": int(rollout.version[0]),
+        "finish": rollout.finish,
+        "logp": _plain(scores) if scores is not None else None,
+        "gain": detail["gain"][p][g] if "gain" in detail else None,
+        "reward": float(stepped.rewarded.reward_PG[p, g]),
+        "advantage": float(stepped.advantage_PG[p, g]),
+    }
+
+
+class _Reader:
+    """Ids -> text for people; markers and other ids without text read as nothing."""
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self.token_bytes = token_bytes
+
+    def text(self, ids: Sequence[int] | np.ndarray) -> str:
+        known = [self.token_bytes[int(index)] for index in ids if int(index) < len(self.token_bytes)]
+        return b"".join(known).decode("utf-8", errors="replace")
+
+
+def _plain(scores: Scores) -> list[float]:
+    return [float(value) for value in scores.logp]
+
+
+def write_summary(session: Session, progress: Progress) -> dict[str, Any]:
+    """summary.json: both ends of the run, paired, and what it took."""
+    before, after = _ends(session)
+    took = progress.seconds + time.perf_counter() - session.started
+    summary = headline(before, after) | {
+        "steps": progress.step,
+        "wall_seconds": took,
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "parameters": sum(parameter.numel() for parameter in session.policy.parameters()),
+    }
+    summary |= _throughput(read_journal(session.cfg.run_dir / "metrics.jsonl"))
+    if session.world.is_main:
+        write_json(session.cfg.run_dir / "summary.json", summary)
+    dist.barrier(session.world)
+    return summary
+
+
+def _ends(session: Session) -> tuple[Evaluation, Evaluation]:
+    """The evaluation at the start of the first RL stage (else the first one), and the last one."""
+    rows = read_journal(session.cfg.run_dir / "evaluations.jsonl")
+    rl = {stage.name for stage in session.cfg.stage if stage.kind == "rl"}
+    metrics = read_journal(session.cfg.run_dir / "metrics.jsonl")
+    start = min((row["step"] - 1 for row in metrics if row["stage"] in rl), default=rows[0]["step"])
+    return tuple(files.load(files.path_of(session.cfg.run_dir, step)) for step in (start, rows[-1]["step"]))  # pyright: ignore[reportReturnType]
+
+
+def _throughput(metrics: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    return {
+        "rollout_tokens_per_second": _rate(metrics, "tokens/rollout", "time/generate"),
+        "train_tokens_per_second": _rate(metrics, "tokens/train", "time/train"),
+    }
+
+
+def _rate(metrics: Sequence[Mapping[str, float]], tokens: str, seconds: str) -> float | None:
+    rows = [row for row in metrics if tokens in row and seconds in row]
+    spent = sum(row[seconds] for row in rows)
+    return sum(row[tokens] for row in rows) / spent if spent else None

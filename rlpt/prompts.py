@@ -1,0 +1,149 @@
+"""Shards -> trunks -> prompts. The order has no state: sample i of epoch e is a permutation keyed by (seed, e), and the
+cuts of a document are drawn from (seed, epoch, document). One cursor names the position; ranks only share it out.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from rlpt import rng
+from rlpt.config import PromptConfig
+from rlpt.types import Markers, Prompt, Trunk, concat
+from rlpt_data.shards import CUT_KINDS, Document, Split
+from rlpt_data.strict import UserError
+
+_ROUNDS = 6
+
+
+def permute(index: int, count: int, key: int) -> int:
+    """Image of ``index`` under a pseudorandom permutation of range(count): a Feistel network, cycle-walked into range.
+
+    Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
+    """
+    half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    value = index
+    while True:
+        left, right = value >> half, value & mask
+        for turn in range(_ROUNDS):
+            left, right = right, left ^ (_scramble(right, key + turn * 0x632BE59BD9B4E019) & mask)
+        value = (left << half) | right
+        if value < count:
+            return value
+
+
+def _scramble(value: int, key: int) -> int:
+    bits = ((value + 1) * 0x9E3779B97F4A7C15 ^ key) & (2**64 - 1)
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return bits ^ (bits >> 31)
+
+
+class Stream:
+    """An endless, stateless order over the documents of one split that have a usable cut (or any token, for windows)."""
+
+    def __init__(self, split: Split, seed: int, purpose: str, usable: Sequence[int]) -> None:
+        if not len(usable):
+            raise UserError(
+                f"shards, split {purpose}: no document is long enough for a cut; lower prompts.min_context_tokens or "
+                "prompts.horizon_tokens, or prepare longer documents"
+            )
+        self.split = split
+        self.seed = seed
+        self.purpose = purpose
+        self.usable = np.asarray(usable, dtype=np.int64)
+
+    def at(self, position: int) -> tuple[int, Document]:
+        """(epoch, document) of the sample at a global position."""
+        epoch, index = divmod(position, len(self.usable))
+        key = rng.key(self.seed, "order", self.purpose, epoch)
+        return epoch, self.split[int(self.usable[permute(index, len(self.usable), key)])]
+
+    def take(self, start: int, count: int, rank: int, size: int) -> list[tuple[int, Document]]:
+        """This rank's strided share of the samples [start, start + count)."""
+        return [self.at(position) for position in range(start + rank, start + count, size)]
+
+
+def in_domains(split: Split, domains: Sequence[str]) -> np.ndarray:
+    """Indices of the documents in the given domains (all where none is named)."""
+    if not domains:
+        return np.arange(len(split))
+    chosen = np.flatnonzero(np.isin(np.asarray(split.domains), list(domains)))
+    if not len(chosen):
+        known = ", ".join(sorted(set(split.domains))[:8])
+        raise UserError(f"domains = {list(domains)}: no document in them; the shards have {known}")
+    return chosen
+
+
+def prompt_stream(split: Split, cfg: PromptConfig, seed: int, purpose: str, domains: Sequence[str] = ()) -> Stream:
+    """Documents with at least one cut that leaves enough context and a whole horizon."""
+    indices = in_domains(split, domains)
+    enough = split.num_tokens[indices] >= cfg.min_context_tokens + cfg.horizon_tokens
+    usable = [int(i) for i in indices[enough] if len(eligible_cuts(split[int(i)], cfg))]
+    return Stream(split, seed, purpose, usable)
+
+
+def window_stream(split: Split, seed: int, purpose: str, domains: Sequence[str] = ()) -> Stream:
+    """Documents of at least two tokens, for the next-token stage."""
+    indices = in_domains(split, domains)
+    return Stream(split, seed, purpose, indices[split.num_tokens[indices] >= 2].tolist())
+
+
+def eligible_cuts(document: Document, cfg: PromptConfig) -> Int[np.ndarray, " K"]:
+    """Candidate cuts of the allowed kinds with ``min_context_tokens`` before and ``horizon_tokens`` after them."""
+    kinds = np.array([CUT_KINDS.index(kind) for kind in cfg.cut_kinds])
+    cuts = np.asarray(document.cuts, dtype=np.int64)
+    fits = (cuts >= cfg.min_context_tokens) & (cuts + cfg.horizon_tokens <= len(document.ids))
+    return cuts[fits & np.isin(np.asarray(document.cut_kinds), kinds)]
+
+
+def trunk(document: Document, epoch: int, cfg: PromptConfig, seed: int) -> Trunk:
+    """The window of one sample and its cuts, both drawn from (seed, epoch, document).
+
+    The last cut is drawn among all candidates and anchors the window; the others are drawn inside it.
+    """
+    draw = rng.generator(seed, "cuts", epoch, document.document_id)
+    cuts = eligible_cuts(document, cfg)
+    anchor = int(draw.choice(cuts))
+    start = max(0, anchor - cfg.context_tokens)
+    inside = cuts[(cuts >= start + cfg.min_context_tokens) & (cuts < anchor)]
+    count = min(cfg.cuts_per_document - 1, len(inside))
+    chosen = sorted(int(cut) for cut in draw.choice(inside, count, replace=False)) if count else []
+    return window(document, epoch, start, anchor + cfg.horizon_tokens, [*chosen, anchor])
+
+
+def window(document: Document, epoch: int, start: int, stop: int, cuts: Sequence[int] = ()) -> Trunk:
+    """Tokens [start, stop) of a document as a trunk; ``cuts`` are positions in the document."""
+    offsets = np.asarray(document.offsets[start : stop + 1], dtype=np.int64)
+    ids = np.asarray(document.ids[start:stop], dtype=np.int64)
+    relative = tuple(cut - start for cut in cuts)
+    return Trunk(document.document_id, document.domain, epoch, start, ids, offsets - offsets[0], relative)
+
+
+def prompts_of(trunk: Trunk, cfg: PromptConfig, markers: Markers) -> list[Prompt]:
+    """One prompt per cut of a trunk: context and opener for the policy and for the scorer alike."""
+    prompts = []
+    for cut in trunk.cuts:
+        ids = concat(trunk.ids[:cut], [markers.opener])
+        prompts.append(Prompt(trunk, cut, cfg.horizon_tokens, policy_ids=ids, score_ids=ids))
+    return prompts
+
+
+def held_out(split: Split, cfg: PromptConfig, markers: Markers, count: int, seed: int, domains: Sequence[str]) -> list[Prompt]:
+    """The evaluation prompts: ``count`` prompts in a fixed order, one document after the other, epoch after epoch."""
+    stream = prompt_stream(split, cfg, seed, "held_out", domains)
+    prompts: list[Prompt] = []
+    position = 0
+    while len(prompts) < count:
+        epoch, document = stream.at(position)
+        prompts += prompts_of(trunk(document, epoch, cfg, seed), cfg, markers)
+        position += 1
+    return prompts[:count]
+
+
+def held_out_windows(split: Split, tokens: int, count: int, seed: int, domains: Sequence[str]) -> list[Trunk]:
+    """The first ``tokens`` tokens of up to ``count`` documents, for bits per byte."""
+    stream = window_stream(split, seed, "held_out", domains)
+    picked = (stream.at(position)[1] for position in range(min(count, len(stream.usable))))
+    return [window(document, 0, 0, min(tokens, len(document.ids))) for document in picked]

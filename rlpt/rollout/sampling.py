@@ -1,0 +1,25 @@
+"""One token from logits: Gumbel-max with counter-based noise, so that a draw belongs to its rollout and position."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlpt import rng
+
+
+class Draw(NamedTuple):
+    ids_N: Int[Tensor, " N"]
+    logp_N: Float[Tensor, " N"]
+    """fp32 log-probability under the distribution that was sampled: T = 1, banned ids removed."""
+
+
+def sample(logits_NV: Float[Tensor, "N V"], banned: tuple[int, ...], key_N: Int[Tensor, " N"], position: int) -> Draw:
+    """argmax(log p + Gumbel noise keyed by (rollout, position)); ``banned`` ids have probability 0."""
+    logits_NV = logits_NV.float()
+    logits_NV[:, list(banned)] = -torch.inf
+    logp_NV = torch.log_softmax(logits_NV, dim=-1)
+    noise_NV = rng.gumbel(key_N, position, logp_NV.shape[-1])
+    ids_N = (logp_NV.double() + noise_NV).argmax(dim=-1)
+    return Draw(ids_N, logp_NV.gather(1, ids_N[:, None])[:, 0])

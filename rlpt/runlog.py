@@ -1,0 +1,161 @@
+"""The run folder: config.json, environment.json, metrics.jsonl, evaluations.jsonl, rollouts, summary.json.
+
+`metrics.jsonl` gets one object a step, always; wandb gets the same numbers when asked (this is its only door).
+Files only grow; a resume cuts them back to what the checkpoint knew. Only rank 0 writes.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from rlpt.config import RunConfig
+from rlpt.dist import World
+from rlpt_data.strict import UserError
+
+_JOURNALS = ("metrics.jsonl", "evaluations.jsonl")
+_PACKAGES = ("rlpt", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "triton")
+
+
+class RunLog:
+    """Writes one run folder. Every rank holds one; only rank 0's writes anything."""
+
+    def __init__(self, cfg: RunConfig, world: World) -> None:
+        self.dir = cfg.run_dir
+        self.world = world
+        self.cfg = cfg
+        self._wandb: Any = None
+
+    def start(self) -> None:
+        """Make the folder, or check that it holds this configuration."""
+        check_folder(self.cfg)
+        if self.world.is_main:
+            (self.dir / "rollouts").mkdir(parents=True, exist_ok=True)
+            write_json(self.dir / "config.json", resolved(self.cfg))
+            write_json(self.dir / "environment.json", environment(self.world))
+            if self.cfg.log.wandb_project:
+                self._wandb = _start_wandb(self.cfg)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the journals: what a checkpoint remembers of them."""
+        paths = {name: self.dir / name for name in _JOURNALS}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+
+    def truncate(self, sizes: Mapping[str, int], step: int) -> None:
+        """Cut the journals back to a checkpoint, and drop the rollouts of later steps."""
+        if not self.world.is_main:
+            return
+        for name in _JOURNALS:
+            path = self.dir / name
+            if path.exists():
+                os.truncate(path, sizes.get(name, 0))
+        for path in (self.dir / "rollouts").glob("step_*.jsonl.zst"):
+            if int(path.name[5:11]) > step:
+                path.unlink()
+
+    def metrics(self, step: int, stage: str, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl."""
+        if self.world.is_main:
+            append_json(self.dir / "metrics.jsonl", {"step": step, "stage": stage, **values})
+            if self._wandb is not None:
+                self._wandb.log(dict(values), step=step)
+
+    def evaluation(self, step: int, stage: str, summary: Mapping[str, Any]) -> None:
+        """One line of evaluations.jsonl."""
+        if self.world.is_main:
+            append_json(self.dir / "evaluations.jsonl", {"step": step, "stage": stage, "summary": summary})
+
+    def rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """rollouts/step_NNNNNN.jsonl.zst, one object a group."""
+        if self.world.is_main:
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            path = self.dir / "rollouts" / f"step_{step:06d}.jsonl.zst"
+            path.write_bytes(zstandard.compress(text.encode()))
+
+    def close(self) -> None:
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+@contextmanager
+def open_log(cfg: RunConfig, world: World) -> Iterator[RunLog]:
+    log = RunLog(cfg, world)
+    log.start()
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def resolved(cfg: RunConfig) -> dict[str, Any]:
+    return cfg.model_dump(mode="json")
+
+
+def check_folder(cfg: RunConfig) -> None:
+    """Raises UserError where the folder holds a run of another configuration, naming the first difference."""
+    path = cfg.run_dir / "config.json"
+    if not path.exists():
+        return
+    old, new = _flat(json.loads(path.read_text())), _flat(resolved(cfg))
+    for key in sorted(old.keys() | new.keys()):
+        if key != "run_dir" and old.get(key) != new.get(key):
+            raise UserError(
+                f"{cfg.run_dir}: holds a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}; "
+                "choose another run_dir, or remove that folder"
+            )
+
+
+def _flat(table: Any, prefix: str = "") -> dict[str, Any]:
+    items = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else None
+    if items is None:
+        return {prefix: table}
+    return {key: value for k, v in items for key, value in _flat(v, f"{prefix}.{k}" if prefix else str(k)).items()}
+
+
+def environment(world: World) -> dict[str, Any]:
+    """What the numbers were made on."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": str(world.device),
+        "ranks": world.size,
+        "packages": versions,
+    }
+
+
+def write_json(path: Path, table: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(table, indent=1))
+    temporary.replace(path)
+
+
+def append_json(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The rows of a journal; none where it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _start_wandb(cfg: RunConfig) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("log.wandb_project is set but wandb is not installed; run `pip install wandb`") from error
+    return wandb.init(project=cfg.log.wandb_project, name=cfg.run_dir.name, config=resolved(cfg), dir=cfg.run_dir)

@@ -1,0 +1,131 @@
+"""The pipeline, top to bottom: shards -> prompts -> rollouts -> reward -> advantage -> loss -> update -> evaluation.
+
+    torchrun --nproc-per-node N -m rlpt.train CONFIG [--set k=v]...      or      rlpt train CONFIG
+"""
+
+import time
+from typing import Any
+
+from rlpt import dist
+from rlpt.checkpoint import Progress
+from rlpt.config import NextTokenStage, RLStage, RunConfig, Stage
+from rlpt.console import progress as progress_bar
+from rlpt.journal import describe, one_line, rollout_rows, write_summary
+from rlpt.policy.load import blueprint
+from rlpt.prompts import prompts_of, trunk
+from rlpt.rollout.engine import generate
+from rlpt.runlog import open_log
+from rlpt.session import Session, Work
+from rlpt.update import Stepped, next_token_step, rl_step
+from rlpt_data.shards import ShardFolder
+from rlpt_data.strict import UserError
+
+
+def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str, Any]:
+    """Train all stages of a configuration, from where the run folder stands; returns the summary.
+
+    Raises UserError for a mistake in the configuration, the shards or the run folder, FloatingPointError for a
+    non-finite gradient or reward; the last checkpoint is kept either way.
+    """
+    shards = ShardFolder.open(cfg.data.shards)
+    plan = blueprint(cfg.policy, shards)
+    if dry_run:
+        return describe(cfg, shards, plan)
+    with dist.world() as world, open_log(cfg, world) as log:
+        session = Session.open(cfg, shards, plan, world, log)
+        progress = session.resume(resume)
+        for stage in cfg.stage[progress.stage :]:
+            run_stage(session, stage, progress)
+        return write_summary(session, progress)
+
+
+def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
+    """Evaluate where it matters, take the steps, evaluate again, save."""
+    if isinstance(stage, RLStage):
+        check_start(session, stage, progress)
+    work = session.begin(stage)
+    with progress_bar(stage.name, stage.steps, progress.stage_step, session.world.is_main) as report:
+        while progress.stage_step < stage.steps:
+            metrics = run_step(session, work, stage, progress)
+            report(progress.stage_step, one_line(metrics))
+            if progress.stage_step < stage.steps and between_steps(session, work, stage, progress):
+                break
+    session.evaluate(stage.name, progress.step)
+    progress.stage, progress.stage_step, progress.cursor = progress.stage + 1, 0, 0
+    session.save(progress, None)
+
+
+def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> dict[str, float]:
+    """One optimiser step and its line of metrics."""
+    started = time.perf_counter()
+    take = rl_train_step if isinstance(stage, RLStage) else next_token_train_step
+    stepped = take(session, work, stage, progress)
+    progress.step += 1
+    progress.stage_step += 1
+    progress.cursor += stage.documents_per_step
+    values = {"loss/grad_norm": stepped.grad_norm, "time/step": time.perf_counter() - started}
+    return session.metrics(stage.name, progress.step, stepped.sums, values)
+
+
+def next_token_train_step(session: Session, work: Work, stage: NextTokenStage, progress: Progress) -> Stepped:
+    """documents -> framed sequences -> loss -> update."""
+    assert work.framer is not None
+    world = session.world
+    samples = work.stream.take(progress.cursor, stage.documents_per_step, world.rank, world.size)
+    frames = [work.framer.frame(epoch, document) for epoch, document in samples]
+    return next_token_step(work.learner, frames, stage, progress.stage_step)
+
+
+def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progress) -> Stepped:
+    """weights -> engine; documents -> prompts -> rollouts -> reward -> advantage -> loss -> update."""
+    assert work.reward is not None
+    cfg, world = session.cfg, session.world
+    started = time.perf_counter()
+    session.publish(progress.step)
+    samples = work.stream.take(progress.cursor, stage.documents_per_step, world.rank, world.size)
+    trunks = [trunk(document, epoch, cfg.prompts, cfg.seed) for epoch, document in samples]
+    prompts = [prompt for each in trunks for prompt in prompts_of(each, cfg.prompts, session.markers)]
+    groups = generate(session.engine, prompts, stage.group_size, f"rollout/{stage.name}")
+    generated = time.perf_counter() - started
+    stepped = rl_step(work.learner, groups, work.reward, stage, progress.step, progress.stage_step)
+    stepped.sums["time/generate"] = (generated, 1.0)
+    if cfg.log.rollouts_every and progress.stage_step % cfg.log.rollouts_every == 0:
+        session.log.rollouts(progress.step, rollout_rows(session, groups, stepped, progress.step))
+    return stepped
+
+
+def between_steps(session: Session, work: Work, stage: Stage, progress: Progress) -> bool:
+    """Periodic evaluation and checkpoint inside a stage; True where the stage has reached its goal."""
+    every = session.cfg.evaluation.every
+    if every and progress.stage_step % every == 0:
+        gain = session.evaluate(stage.name, progress.step).gain
+        if isinstance(stage, NextTokenStage) and stage.until_gain is not None and gain >= stage.until_gain:
+            return True
+    if (period := session.cfg.checkpoint.every) and progress.stage_step % period == 0:
+        session.save(progress, work)
+    return False
+
+
+def check_start(session: Session, stage: RLStage, progress: Progress) -> None:
+    """The evaluation that a stage is compared with, and its gate."""
+    if progress.stage_step > 0:
+        return
+    gain = session.evaluate(stage.name, progress.step).gain
+    if stage.require_gain is not None and gain < stage.require_gain:
+        raise UserError(
+            f"stage {stage.name}: held-out gain is {gain:.3f} nats per token, require_gain = {stage.require_gain}; "
+            "train the stage before it longer, or lower require_gain"
+        )
+
+
+def main() -> None:
+    """`python -m rlpt.train CONFIG`: the command `rlpt train`, for torchrun."""
+    import sys
+
+    from rlpt.cli import main as command_line
+
+    command_line(["train", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
