@@ -47,7 +47,7 @@ class CutsConfig(Strict):
 
 def candidates(
     text: bytes,
-    offsets: UInt32[np.ndarray, " T+1"],
+    offsets: UInt32[np.ndarray, " edges"],
     document_id: str,
     config: CutsConfig,
     seed: int,
@@ -67,7 +67,9 @@ def candidates(
     return np.array(kept, np.uint32), np.array(kinds, np.uint8)
 
 
-def token_positions(places: Sequence[int], offsets: UInt32[np.ndarray, " T+1"]) -> list[int] | None:
+def token_positions(
+    places: Sequence[int], offsets: UInt32[np.ndarray, " edges"]
+) -> list[int] | None:
     """Token position of each byte offset; None when one lies inside a token."""
     at = np.searchsorted(offsets, places)
     inside = (at >= len(offsets)) | (offsets[np.minimum(at, len(offsets) - 1)] != places)

@@ -73,9 +73,9 @@ class PlainTokenizer:
         ends = np.cumsum(self._lengths[ids])
         return np.concatenate([[0], ends]).astype(np.uint32)
 
-    def decode(self, ids: Iterable[int]) -> bytes:
+    def decode(self, ids: UInt32[np.ndarray, " T"]) -> bytes:
         """The exact bytes of a sequence of ids."""
-        return b"".join([self.token_bytes[index] for index in ids])
+        return b"".join([self.token_bytes[index] for index in ids.tolist()])
 
 
 def plain(table: dict[str, Any]) -> dict[str, Any]:

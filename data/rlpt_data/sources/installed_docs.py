@@ -7,6 +7,7 @@ document per topic, README or module. Modules are parsed, never imported.
 
 import ast
 import importlib.metadata
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def _everything() -> Iterator[SourceDocument]:
     yield from _topics()
     yield from _readmes()
     standard_library = Path(sysconfig.get_path("stdlib"))
-    yield from _modules("python", standard_library, sorted(standard_library.rglob("*.py")))
+    yield from _modules("python", standard_library, _sources(standard_library))
     for distribution in _distributions():
         root = Path(str(distribution.locate_file("")))
         paths = [root / str(file) for file in distribution.files or () if file.suffix == ".py"]
@@ -86,6 +87,15 @@ def _readmes() -> Iterator[SourceDocument]:
             yield SourceDocument(
                 text.strip() + "\n", url=f"readme:{distribution.name}", domain=distribution.name
             )
+
+
+def _sources(root: Path) -> list[Path]:
+    """Python files below ``root``, without descending into what is left out anyway."""
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(set(below) - _SKIPPED)
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found)
 
 
 def _modules(domain: str, root: Path, paths: list[Path]) -> Iterator[SourceDocument]:
