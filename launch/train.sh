@@ -11,6 +11,7 @@ if [[ $# -lt 1 ]]; then
     exit 2
 fi
 
+PATH="$PWD/.venv/bin:$PATH"
 gpus=0
 if command -v nvidia-smi >/dev/null; then
     gpus=$(nvidia-smi --list-gpus | grep -c . || true)
