@@ -1,0 +1,41 @@
+"""Every config in the repository is one the commands accept."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from rlpt.config import EvalJobConfig, RunConfig
+from rlpt_data.prepare import PrepareConfig
+from rlpt_data.strict import UserError, load
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+
+
+def model_of(path: Path) -> type[RunConfig] | type[PrepareConfig] | type[EvalJobConfig]:
+    table = tomllib.loads(path.read_text())
+    if "stage" in table:
+        return RunConfig
+    return PrepareConfig if "source" in table else EvalJobConfig
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_config_parses_and_a_misspelt_key_in_it_does_not(path: Path) -> None:
+    load(model_of(path), path)
+    with pytest.raises(UserError, match=r"unknown key 'sed'.*did you mean 'seed'"):
+        load(model_of(path), path, ["sed=1"])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_run_writes_stays_under_runs(path: Path) -> None:
+    config = load(model_of(path), path)
+    for key in ("run_dir", "out", "out_dir"):
+        written = getattr(config, key, None)
+        assert written is None or written.parts[0] == "runs", f"{key} = {written}"
+
+
+def test_data_configs_do_not_write_over_one_another() -> None:
+    paths = [path for path in CONFIGS if model_of(path) is PrepareConfig]
+    outs = [load(PrepareConfig, path).out for path in paths]
+    assert len(set(outs)) == len(outs)
