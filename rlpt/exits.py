@@ -6,6 +6,7 @@ imports nothing heavy: a command that fails before its first tensor must fail fa
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -41,6 +42,8 @@ def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
     except Exception as error:
         if _is_mistake(error):
             return _report(str(error), USER_MISTAKE, as_json)
+        if isinstance(error, ModuleNotFoundError) and (remedy := _installation(error.name or "")):
+            return _report(f"{error}; {remedy}", USER_MISTAKE, as_json)
         traceback.print_exc()
         return _report(_AFTER_A_FAULT, FAULT, as_json)
 
@@ -50,6 +53,20 @@ def _is_mistake(error: Exception) -> bool:
     strict = sys.modules.get("rlpt_data.strict")
     kinds = (MistakeError, strict.UserError) if strict else (MistakeError,)
     return isinstance(error, kinds)
+
+
+def _installation(module: str) -> str | None:
+    """The command that brings a package which rlpt, or one of its extras, declares; else None."""
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
+    name = module.split(".")[0]
+    for requirement in map(Requirement, requires("rlpt") or []):
+        if requirement.name == name:
+            extra = re.search(r"extra == ['\"](\w+)", str(requirement.marker))
+            return f'pip install -c constraints.txt -e ".{f"[{extra[1]}]" if extra else ""}"'
+    return None
 
 
 def is_main_rank() -> bool:

@@ -166,6 +166,27 @@ def test_a_rank_names_itself(
     assert capsys.readouterr().err == "[rank 1] shards/x: truncated; prepare it again\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "code", "command"),
+    [
+        ("matplotlib.pyplot", 2, '-e ".[report]"'),
+        ("vllm", 2, '-e ".[vllm]"'),
+        ("torch.distributed", 2, '-e "."'),
+        ("rlpt.no_such_module", 1, "`rlpt doctor`"),
+    ],
+)
+def test_a_missing_package_names_the_command_that_installs_it(
+    module: str, code: int, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body() -> int:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    assert exits.guarded(body) == code
+    error = capsys.readouterr().err.rstrip()
+    assert command in error.splitlines()[-1]
+    assert ("\n" in error) is (code == 1)
+
+
 def test_only_the_main_rank_prints_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
