@@ -46,7 +46,7 @@ class Stream:
     def __init__(self, split: Split, seed: int, purpose: str, usable: Sequence[int]) -> None:
         if not len(usable):
             raise UserError(
-                f"shards, split {purpose}: no document is long enough for a cut; lower prompts.min_context_tokens or "
+                f"shards, split {split.name} ({purpose}): no document is long enough for a cut; lower prompts.min_context_tokens or "
                 "prompts.horizon_tokens, or prepare longer documents"
             )
         self.split = split

@@ -5,7 +5,7 @@ Scorers are handed in; nothing here knows about ranks, engines or files.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from rlpt.types import Branch, Group, Markers, Scores, Trunk, thought_branch
 Sums = dict[str, tuple[float, float]]
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Log-probabilities of given tokens under one policy, markers removed from the softmax, T = 1."""
 
@@ -35,6 +36,7 @@ class Rewarded:
     """For the rollout dump: per-token log-probabilities, where the reward has them."""
 
 
+@runtime_checkable
 class Reward(Protocol):
     def __call__(self, groups: Sequence[Group]) -> Rewarded: ...
 
@@ -61,9 +63,18 @@ class GainReward:
         policy = own if self.scorer == "policy" else self._thoughts("policy", groups)
         no_think = self.scorers["policy"].trunks(no_think_spans(groups))
         gain_PG = gain(_totals(policy, groups), _sums(no_think), num_P, clip=None)
-        reward_PG = gain(_totals(own, groups), self._baseline(groups, no_think), num_P, clip=self.clip)
-        sums = {"gain/mean": (float((gain_PG * num_P[:, None]).sum()), float(num_P.sum()) * gain_PG.shape[1])}
-        return Rewarded(reward_PG, sums, {"thought": policy, "no_think": no_think, "gain": gain_PG.tolist()})
+        reward_PG = gain(
+            _totals(own, groups), self._baseline(groups, no_think), num_P, clip=self.clip
+        )
+        sums = {
+            "gain/mean": (
+                float((gain_PG * num_P[:, None]).sum()),
+                float(num_P.sum()) * gain_PG.shape[1],
+            )
+        }
+        return Rewarded(
+            reward_PG, sums, {"thought": policy, "no_think": no_think, "gain": gain_PG.tolist()}
+        )
 
     def _thoughts(self, name: str, groups: Sequence[Group]) -> list[Scores]:
         pairs = [
@@ -73,7 +84,9 @@ class GainReward:
         ]
         return self.scorers[name].branches(pairs)
 
-    def _baseline(self, groups: Sequence[Group], no_think: list[Scores]) -> Float[np.ndarray, " P"] | None:
+    def _baseline(
+        self, groups: Sequence[Group], no_think: list[Scores]
+    ) -> Float[np.ndarray, " P"] | None:
         cancels = self.centred and self.clip is None
         if self.baseline == "none" or (cancels and self.baseline != "policy"):
             return None
@@ -90,11 +103,17 @@ class PrefixMatchReward:
     closer: int
 
     def __call__(self, groups: Sequence[Group]) -> Rewarded:
-        reward_PG = np.array([[self._match(group, g) for g in range(len(group.rollouts))] for group in groups])
-        return Rewarded(reward_PG, {"reward/match": (float(reward_PG.sum()), float(reward_PG.size))})
+        reward_PG = np.array(
+            [[self._match(group, g) for g in range(len(group.rollouts))] for group in groups]
+        )
+        return Rewarded(
+            reward_PG, {"reward/match": (float(reward_PG.sum()), float(reward_PG.size))}
+        )
 
     def _match(self, group: Group, g: int) -> float:
-        predicted = [int(index) for index in group.rollouts[g].prediction_ids if index != self.closer]
+        predicted = [
+            int(index) for index in group.rollouts[g].prediction_ids if index != self.closer
+        ]
         gold = [self.token_bytes[int(index)] for index in group.prompt.continuation_ids]
         return prefix_match(b"".join(self.token_bytes[index] for index in predicted), gold)
 

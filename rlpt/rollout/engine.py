@@ -5,13 +5,14 @@ and engines' schedules cannot change a thought.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rlpt.types import Group, Prompt
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Token in, token out. Implementations raise RuntimeError naming the call that failed."""
 
