@@ -1,0 +1,133 @@
+"""Objectives: pure functions from log-probabilities to a scalar whose gradient is the update.
+
+Every row carries its weight, which already holds the denominator of the *whole step*: all
+micro-batches, all ranks. A denominator of one micro-batch would weigh a token by the company it
+keeps, and the gradient would change with the way the step happened to be split. Rows of weight 0
+are padding: they add nothing.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Mask = Literal["none", "clip", "tv"]
+Aggregate = Literal["token", "prompt", "sequence"]
+
+
+def token_weights(
+    action_counts: Sequence[Sequence[int]],
+    aggregate: Aggregate,
+    *,
+    total_actions: float,
+    num_prompts: float,
+) -> list[list[float]]:
+    """The weight of one action of every rollout; one inner sequence of ``action_counts`` per group.
+
+    token: 1 / total actions. prompt: 1 / (prompts x actions of the group). sequence: 1 / (prompts x
+    rollouts of the group x actions of the rollout). Totals are those of the whole step. Summed over
+    its actions the weights make 1, less what prompts or rollouts without any action would have had.
+    """
+    if aggregate == "token":
+        return [[_inverse(total_actions) for _ in group] for group in action_counts]
+    if aggregate == "prompt":
+        return [[_inverse(num_prompts * sum(group)) for _ in group] for group in action_counts]
+    return [
+        [_inverse(num_prompts * len(group) * actions) for actions in group]
+        for group in action_counts
+    ]
+
+
+def _inverse(number: float) -> float:
+    return 1.0 / number if number else 0.0
+
+
+def policy_gradient(
+    logp_R: Float[Tensor, " R"],
+    behaviour_logp_R: Float[Tensor, " R"],
+    advantage_R: Float[Tensor, " R"],
+    weight_R: Float[Tensor, " R"],
+    *,
+    mask: Mask,
+    clip_low: float,
+    clip_high: float,
+    tv_delta: float,
+    max_ratio: float | None,
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """-sum_r w_r M_r sg(min(rho_r, max_ratio)) A_r log pi_r with rho = pi / behaviour.
+
+    The unified form of DPPO (arXiv 2602.04879, Eq. 23). M is 0 where the update would leave the
+    trust region further. clip: A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low (PPO,
+    GRPO). tv: A > 0 and rho > 1, or A < 0 and rho < 1, where |pi - behaviour| > tv_delta. none:
+    nowhere (CISPO). Ratio, mask and advantage are constants of the gradient. Returns the loss of
+    these rows and sums over them, to be added over micro-batches and ranks.
+    """
+    used_R = weight_R != 0
+    log_ratio_R = torch.where(used_R, logp_R.detach() - behaviour_logp_R, 0.0)
+    if mask == "none":
+        masked_R = torch.zeros_like(used_R)
+    elif mask == "clip":
+        masked_R = _outside_clip(log_ratio_R, advantage_R, clip_low, clip_high)
+    else:
+        distance_R = (logp_R.detach().exp() - behaviour_logp_R.exp()).abs()
+        masked_R = _moving_away(log_ratio_R, advantage_R) & (distance_R > tv_delta)
+    kept_R = used_R & ~masked_R & (advantage_R != 0)
+    # Cap before exp, select before the product: 0 * exp(garbage) is NaN.
+    cap = math.inf if max_ratio is None else math.log(max_ratio)
+    ratio_R = torch.where(kept_R, log_ratio_R.clamp(max=cap), 0.0).exp()
+    coefficient_R = torch.where(kept_R, weight_R * ratio_R * advantage_R, 0.0)
+    loss = -(coefficient_R * torch.where(kept_R, logp_R, 0.0)).sum()
+    return loss, _stats(log_ratio_R, behaviour_logp_R, used_R, masked_R, cap)
+
+
+def _moving_away(
+    log_ratio_R: Float[Tensor, " R"], advantage_R: Float[Tensor, " R"]
+) -> Bool[Tensor, " R"]:
+    """Where the update pushes the ratio further from 1."""
+    return ((advantage_R > 0) & (log_ratio_R > 0)) | ((advantage_R < 0) & (log_ratio_R < 0))
+
+
+def _outside_clip(
+    log_ratio_R: Float[Tensor, " R"], advantage_R: Float[Tensor, " R"], low: float, high: float
+) -> Bool[Tensor, " R"]:
+    least = math.log1p(-low) if low < 1 else -math.inf
+    above_R = (advantage_R > 0) & (log_ratio_R > math.log1p(high))
+    return above_R | ((advantage_R < 0) & (log_ratio_R < least))
+
+
+def _stats(
+    log_ratio_R: Float[Tensor, " R"],
+    behaviour_logp_R: Float[Tensor, " R"],
+    used_R: Bool[Tensor, " R"],
+    masked_R: Bool[Tensor, " R"],
+    cap: float,
+) -> dict[str, float]:
+    """Sums over used rows. k3 = rho - 1 - log rho estimates KL(behaviour || pi)."""
+    log_ratio_K = log_ratio_R[used_R].double()
+    ratio_K = log_ratio_K.exp()
+    change_K = torch.expm1(log_ratio_K)
+    sums = {
+        "masked": masked_R[used_R],
+        "capped": log_ratio_K > cap,
+        "ratio": ratio_K,
+        "ratio_square": ratio_K.square(),
+        "k3": change_K - log_ratio_K,
+        "log_ratio": log_ratio_K,
+        "abs_log_ratio": log_ratio_K.abs(),
+        "log_ratio_square": log_ratio_K.square(),
+        "abs_probability": (behaviour_logp_R[used_R].double().exp() * change_K).abs(),
+    }
+    # One transfer for all of them: each on its own would wait for the device.
+    values = torch.stack([value_K.double().sum() for value_K in sums.values()]).tolist()
+    return dict(zip(sums, values, strict=True))
+
+
+def next_token_loss(
+    logp_R: Float[Tensor, " R"], weight_R: Float[Tensor, " R"]
+) -> Float[Tensor, ""]:
+    """-sum_r w_r log pi_r. Its weights hold a denominator of their own, never the thoughts'."""
+    used_R = weight_R != 0
+    return -torch.where(used_R, weight_R * torch.where(used_R, logp_R, 0.0), 0.0).sum()
