@@ -148,7 +148,8 @@ def _line(
         name, tag = str(context["discriminator"]).strip("'"), str(context["tag"])
         return f"{place}: {name} = {tag!r} is unknown; {nearest(tag, valid)}"
     if kind == "union_tag_not_found":
-        return f"{place}: key {context['discriminator']} is missing; add it"
+        name = str(context["discriminator"]).strip("'")
+        return f"{place}: key {name!r} is missing; {nearest('', _tags(owner, path, name))}"
     if kind in ("value_error", "assertion_error"):
         return f"{place}: {context['error']}"
     message = detail["msg"][0].lower() + detail["msg"][1:]
@@ -196,6 +197,13 @@ def _owner(
     return (inner[0] if len(inner) == 1 else owner), path
 
 
+def _tags(owner: type[pydantic.BaseModel], path: list[str], discriminator: str) -> list[str]:
+    """What the discriminator of the union at the end of ``path`` may say."""
+    field = owner.model_fields[next(part for part in reversed(path) if not part.isdecimal())]
+    fields = (member.model_fields[discriminator] for member in _members(field.annotation))
+    return [tag for tagged in fields for tag in typing.get_args(tagged.annotation)]
+
+
 def _has_tag(model: type[pydantic.BaseModel], part: int | str) -> bool:
     tags = (typing.get_args(field.annotation) for field in model.model_fields.values())
     return model.__name__ == part or any(part in tag for tag in tags)
@@ -205,7 +213,7 @@ def _members(annotation: Any) -> list[Any]:
     """Every class inside an annotation: through unions, Annotated, lists, tuples and dicts."""
     origin = typing.get_origin(annotation)
     if origin is None:
-        return [annotation]
+        return [annotation] if isinstance(annotation, type) else []
     if origin is typing.Literal:
         return []
     arguments = typing.get_args(annotation)

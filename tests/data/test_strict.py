@@ -90,7 +90,8 @@ def test_models_are_frozen() -> None:
             "--set first.stpes=1: unknown key 'stpes' for Sweep",
         ),
         ('[first]\nkind = "swep"', "", "kind = 'swep' is unknown; did you mean 'sweep'?"),
-        ("[first]\nsteps = 1", "", "job.toml, [first]: key 'kind' is missing; add it"),
+        ("[first]\nsteps = 1", "", "job.toml, [first]: key 'kind' is missing; valid: sweep, walk"),
+        ("[[stage]]", "", "job.toml, [stage.0]: key 'kind' is missing; valid: sweep, walk"),
         ('[first]\nkind = "walk"', "", "[first]: key 'rate' of Walk is missing; add it"),
         (
             '[first]\nkind = "sweep"\nsteps = "7"',
