@@ -4,12 +4,15 @@ import itertools
 import math
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from rlpt_data.documents import SourceDocument
+from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.proving import ENDING, ProvingConfig, documents, running_sums
-from rlpt_data.strict import UserError, parse
+from rlpt_data.shards import ShardFolder
+from rlpt_data.strict import UserError, load, parse
 
 CONFIG = ProvingConfig(documents=4000, seed=3)
 
@@ -159,3 +162,22 @@ def test_an_impossible_config_is_one_clear_line(table: dict[str, object], messag
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
         parse(ProvingConfig, table, "pages.toml, [source]")
     assert "\n" not in str(error.value)
+
+
+def test_the_shipped_config_makes_shards_of_one_token_per_character(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "configs" / "proving" / "pages.toml"
+    few = ["source.documents=400", f"out={tmp_path / 'shards'}", "split.dev=0.2", "split.test=0.2"]
+    prepare(load(PrepareConfig, shipped, few), progress=False)
+    folder = ShardFolder.open(tmp_path / "shards")
+    assert dict(folder.manifest.drops) == {}
+    for name in ("train", "dev", "test"):
+        split = folder.split(name)
+        for page in (split[row] for row in range(len(split))):
+            assert bytes(page.ids.tolist()) == page.text.encode()
+            cut = len(page.text) - ENDING
+            assert page.cuts.tolist() == [cut]
+            assert page.target_spans == ((cut, len(page.text)),)
+            assert name != "train" or page.domain != "H"
+            for thought in page.thoughts or ():
+                assert thought.cut == cut
+                assert (len(thought.ids) == 0) == (thought.source == "empty")
