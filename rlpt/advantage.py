@@ -38,9 +38,13 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """Population standard deviation; 0 for an empty batch."""
-        variance = self.total_square / self.count - self.mean**2 if self.count else 0.0
-        return max(variance, 0.0) ** 0.5
+        """Population standard deviation; 0 for an empty batch or one value repeated."""
+        if not self.count:
+            return 0.0
+        mean_square = self.total_square / self.count
+        variance = mean_square - self.mean**2
+        # Below this share of its terms the difference is rounding: 0.1 repeated has variance 1e-18.
+        return 0.0 if variance <= 1e-12 * mean_square else variance**0.5
 
 
 def batch_moments(value_PG: Float[np.ndarray, "P G"]) -> Moments:

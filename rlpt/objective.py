@@ -22,8 +22,8 @@ def token_weights(
     action_counts: Sequence[Sequence[int]],
     aggregate: Aggregate,
     *,
-    total_actions: float,
-    num_prompts: float,
+    total_actions: int | float,
+    num_prompts: int | float,
 ) -> list[list[float]]:
     """The weight of one action of every rollout; one inner sequence of ``action_counts`` per group.
 
@@ -41,7 +41,7 @@ def token_weights(
     ]
 
 
-def _inverse(number: float) -> float:
+def _inverse(number: int | float) -> float:
     return 1.0 / number if number else 0.0
 
 
