@@ -69,6 +69,8 @@ def _number(value: object) -> str:
     if isinstance(value, dict):
         low, high = _number(value["ci_low"]), _number(value["ci_high"])
         return f"{_number(value['mean'])} [{low}, {high}]"
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_number, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

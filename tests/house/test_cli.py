@@ -131,10 +131,11 @@ def test_prove_hands_over_seeds_and_overrides(monkeypatch: pytest.MonkeyPatch) -
 
 def test_summary_lines_put_the_verdict_first_and_show_intervals() -> None:
     gain = {"mean": 0.123456, "ci_low": -0.5, "ci_high": 1.0}
-    lines = cli.summary_lines({"steps": 12, "verdict": "harmful", "controls": {"empty": gain}})
-    assert lines == [
+    summary = {"steps": 1300, "why": ["a", "b"], "verdict": "harmful", "controls": {"empty": gain}}
+    assert cli.summary_lines(summary) == [
         "verdict         harmful",
-        "steps           12",
+        "steps           1,300",
+        "why             a; b",
         "controls.empty  0.1235 [-0.5, 1]",
     ]
 
