@@ -195,9 +195,9 @@ def _present(
     try:
         ShardFolder.open(out)
     except UserError as error:
-        _STDERR.print(f"{error}: writing it again", markup=False)
+        _say(f"{error}: writing it again")
         return None
-    _STDERR.print(f"{out}: already prepared from this corpus and configuration", markup=False)
+    _say(f"{out}: already prepared from this corpus and configuration")
     return found
 
 
@@ -212,9 +212,13 @@ def _difference(found: Manifest, table: dict[str, Any], input_hash: str | None) 
 
 def _shown(items: Iterable[_Item], what: str, total: int | None, progress: bool) -> Iterable[_Item]:
     """The same items, with a progress line on stderr."""
-    if not progress:
+    if not progress or not _STDERR.is_terminal:
         return items
     return track(items, description=what, total=total, console=_STDERR, transient=True)
+
+
+def _say(line: str) -> None:
+    _STDERR.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _versions() -> dict[str, str]:

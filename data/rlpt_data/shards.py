@@ -38,6 +38,8 @@ __all__ = [
 
 CUT_KINDS = ("supplied", "sentence", "paragraph", "random")
 TOKENIZER = "tokenizer.json"
+ANNOTATIONS = "annotations"
+"""Where sidecar files go: the one place in a folder that may grow after it was written."""
 
 _U32 = pa.list_(pa.field("item", pa.uint32(), nullable=False))
 _THOUGHT = pa.struct([("cut", pa.uint32()), ("ids", _U32), ("source", pa.string())])

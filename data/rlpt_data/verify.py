@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rlpt_data.manifest import NAME, SPLITS, Manifest, digest, digest_file
-from rlpt_data.shards import CUT_KINDS, Document, ShardFolder
+from rlpt_data.shards import ANNOTATIONS, CUT_KINDS, Document, ShardFolder
 from rlpt_data.strict import UserError
 
 _AGAIN = "run `rlpt data prepare` again"
@@ -30,7 +30,7 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     listed = {entry.path for entry in manifest.files} | {NAME}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if file.is_file() and name not in listed:
+        if file.is_file() and name not in listed and not name.startswith(f"{ANNOTATIONS}/"):
             raise UserError(f"{file}: not in the manifest; remove it")
     for entry in manifest.files:
         found = digest_file(path / entry.path)

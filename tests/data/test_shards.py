@@ -145,6 +145,9 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
 
 def test_a_changed_manifest_and_a_stray_file_are_found(tmp_path: Path) -> None:
     write(tmp_path / "s")
+    (tmp_path / "s/annotations").mkdir()
+    (tmp_path / "s/annotations/entropy.arrow").write_text("a sidecar may be added")
+    verify_folder(tmp_path / "s")
     (tmp_path / "s/stray").write_text("x")
     with pytest.raises(UserError, match="stray: not in the manifest"):
         verify_folder(tmp_path / "s")
