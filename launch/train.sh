@@ -2,7 +2,7 @@
 # Train one config on this machine, or on several.
 #
 #   launch/train.sh configs/train/quickstart.toml [--set key=value ...]
-#   RANKS=2                           processes on this machine; default: its GPUs, or 1
+#   RANKS=2                           ranks on this machine; default: its GPUs, or 1
 #   NODES=4 NODE=0 HEAD=host:29500    more machines: the same command on each, with its own NODE
 set -euo pipefail
 
@@ -12,6 +12,9 @@ if [[ $# -lt 1 ]]; then
 fi
 
 PATH="$PWD/.venv/bin:$PATH"
+# A mistake in the config is one line here, and a page of torchrun's from every rank below.
+rlpt train "$@" --dry-run >/dev/null
+
 gpus=0
 if command -v nvidia-smi >/dev/null; then
     gpus=$(nvidia-smi --list-gpus | grep -c . || true)
