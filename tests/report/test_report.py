@@ -3,130 +3,19 @@ that is missing.
 """
 
 import json
-import math
 import re
 from html.parser import HTMLParser
 
 import pytest
 import zstandard
 
-from rlpt.report import charts, tokens, words, write
+from rlpt.report import tokens, write
 from rlpt_data.strict import UserError
 
 PLAIN = str.maketrans({"\N{MINUS SIGN}": "-", "\N{NON-BREAKING HYPHEN}": "-", "\N{EN DASH}": "-"})
 HOSTILE = (
     '<script>alert(1)</script><img src="http://x.example/p.png" onerror=alert(2)>&\u202eabc\x07'
 )
-
-
-def interval(mean, half=0.02):
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "clusters": 128}
-
-
-def summary_of(gain, text="d"):
-    control = {"gain": interval(-0.2), "own_minus_control": interval(gain + 0.2)}
-    return {
-        "verdict": "harmful",
-        "verdict_reasons": [f"own - no_think = {gain} {text}"],
-        "gain_heldout": {**interval(gain), "per_byte": gain / 4, "marginal_n": gain + 0.04},
-        "controls": dict.fromkeys(("empty", "filler", "other_document", "shuffled"), control),
-        "null": {"mean": -2e-8, "max_abs": 4e-7, "limit": 1e-5, "passes": True},
-        "wrong_target": {**interval(0.1), "passes": False},
-        "bits_per_byte": interval(2.4),
-        "next_token_accuracy_no_think": 0.3,
-        "next_token_accuracy_thought": 0.25,
-        "thought": {
-            "mean_len": 1.5,
-            "len_histogram": [1, 2, 3],
-            "closer_rate": 0.5,
-            "empty_rate": 0.1,
-            "distinct_rate": 0.9,
-            "named_answer_rate": 0.2,
-            "opener_mass": None,
-        },
-        "per_domain": {
-            name: {
-                "verdict": "inconclusive",
-                "prompts": 3,
-                "gain_heldout": interval(gain),
-                "first_token": {"gain": interval(gain), "logp_thought": interval(-2.0)},
-            }
-            for name in ("R", text)
-        },
-        "evaluation": {
-            "prompts": 128,
-            "documents": 120,
-            "thoughts_per_prompt": 2,
-            "continuation_tokens": 8,
-            "unit": "document",
-        },
-    }
-
-
-def group(step, text="plain"):
-    return {
-        "step": step,
-        "document": text,
-        "domain": text,
-        "context": text * 3,
-        "continuation_tokens": [" a", text, "\n"],
-        "no_think_logp": [-1.0, -2.0, -3.0],
-        "rollouts": [
-            {
-                "thought": f"{text} thought {g}",
-                "logp": [-1.0 + g, -2.0, -3.5],
-                "gain": (g - 0.5) / 3,
-                "reward": 0.1,
-                "advantage": 0.2,
-                "finish": "budget",
-            }
-            for g in range(-5, 2)
-        ],
-    }
-
-
-def make_run(folder, text="plain"):
-    """A whole run folder; ``text`` stands wherever a run holds a web page's or a user's words."""
-    (folder / "rollouts").mkdir(parents=True)
-    config = {"policy": {"fresh": {"layers": 4, "width": 256}}, "note": text}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "environment.json").write_text(json.dumps({"platform": text}))
-    rows = [
-        {
-            "step": s,
-            "stage": "warm" if s < 20 else text,
-            "reward/mean": s / 10,
-            "x/" + text: 1.0,
-            "bad": math.nan,
-        }
-        for s in range(1, 41)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluations = [
-        {"step": s, "stage": "warm", "summary": summary_of(-0.5 + s / 100, text)} for s in (0, 40)
-    ]
-    (folder / "evaluations.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in evaluations)
-    )
-    for step in (10, 40):
-        data = zstandard.compress((json.dumps(group(step, text)) + "\n").encode())
-        (folder / "rollouts" / f"step_{step:06d}.jsonl.zst").write_bytes(data)
-    table = {
-        "verdict": "harmful",
-        "gain_heldout_before": interval(-0.5),
-        "gain_heldout_after": interval(-0.1),
-        "gain_change": interval(0.4),
-        "bits_per_byte_before": interval(2.6),
-        "bits_per_byte_after": interval(2.4),
-        "next_token_accuracy_thought_before": 0.2,
-        "next_token_accuracy_thought_after": 0.25,
-        "steps": 40,
-        "wall_seconds": 125.0,
-        "train_tokens_per_second": 1234.5,
-        "parameters": 4_200_000,
-    }
-    (folder / "summary.json").write_text(json.dumps(table))
-    return folder
 
 
 class Page(HTMLParser):
@@ -150,12 +39,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory, make_run):
     return write(make_run(tmp_path_factory.mktemp("plain") / "run")).read_text()
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
+def hostile(tmp_path_factory, make_run):
     return write(make_run(tmp_path_factory.mktemp("hostile") / "run", HOSTILE)).read_text()
 
 
@@ -229,7 +118,7 @@ def test_drawings_take_both_themes_from_the_page(plain):
     assert not re.search(r"#1000\d\d", plain)
 
 
-def test_half_a_surrogate_pair_does_not_stop_the_report(tmp_path):
+def test_half_a_surrogate_pair_does_not_stop_the_report(tmp_path, make_run):
     assert "\\ud800" in write(make_run(tmp_path / "run", "a\ud800b")).read_text()
 
 
@@ -246,7 +135,7 @@ def test_half_a_surrogate_pair_does_not_stop_the_report(tmp_path):
         ("rollouts", "rollouts/: no dump, so no thoughts can be shown"),
     ],
 )
-def test_a_missing_piece_is_named_and_the_rest_is_drawn(tmp_path, piece, sentence):
+def test_a_missing_piece_is_named_and_the_rest_is_drawn(tmp_path, piece, sentence, make_run):
     run = make_run(tmp_path / "run")
     path = run / piece
     for file in path.glob("*") if path.is_dir() else [path]:
@@ -261,7 +150,7 @@ def test_a_complete_run_has_nothing_to_be_sorry_for(plain):
     assert "Not in this report" not in Page(plain).text
 
 
-def test_damaged_lines_are_counted_not_swallowed(tmp_path):
+def test_damaged_lines_are_counted_not_swallowed(tmp_path, make_run):
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "rew')
@@ -271,14 +160,14 @@ def test_damaged_lines_are_counted_not_swallowed(tmp_path):
     assert "rollouts/step_000040.jsonl.zst: damaged" in text
 
 
-def test_a_folder_without_a_run_is_refused_with_the_remedy(tmp_path):
+def test_a_folder_without_a_run_is_refused_with_the_remedy(tmp_path, make_run):
     with pytest.raises(UserError, match=r"no run here .*; run `rlpt train`"):
         write(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         write(tmp_path / "absent")
 
 
-def test_a_run_without_evaluation_claims_nothing(tmp_path):
+def test_a_run_without_evaluation_claims_nothing(tmp_path, make_run):
     run = make_run(tmp_path / "run")
     (run / "evaluations.jsonl").unlink()
     (run / "summary.json").write_text(json.dumps({"steps": 3}))
@@ -286,30 +175,7 @@ def test_a_run_without_evaluation_claims_nothing(tmp_path):
     assert "not evaluated No verdict: this run holds no held-out evaluation" in text
 
 
-def test_thoughts_are_ordered_by_gain_and_the_middle_is_counted():
-    card = tokens.card(group(1), scale=1.0)
-    assert [shown.thought for shown in card.shown] == [f"plain thought {g}" for g in (1, 0, -4, -5)]
-    assert card.left_out == 3
-    assert card.no_think == pytest.approx(-2.0)
-
-
-def test_a_token_is_coloured_by_its_own_gain():
-    first, second, third = tokens.card(group(1), scale=1.0).shown[0].tokens
-    assert (first.gain, first.strength, first.helps) == (1.0, 1.0, True)
-    assert (second.gain, second.strength) == (0.0, 0.0)
-    assert (third.gain, third.helps) == (-0.5, False)
-    assert third.strength == pytest.approx(math.sqrt(0.5), abs=0.01)
-    assert first.note == "p 0.368 → 1.000 (+1.000 nats)"
-
-
-def test_noise_does_not_get_full_colour():
-    quiet = group(1)
-    quiet["rollouts"] = [{**quiet["rollouts"][0], "logp": [-1.01, -2.0, -3.0]}]
-    assert tokens.scale_of([quiet]) == tokens.SMALLEST_SCALE
-    assert tokens.scale_of([group(1)]) > 0.5
-
-
-def test_a_reward_that_scores_no_tokens_is_shown_without_colour(tmp_path):
+def test_a_reward_that_scores_no_tokens_is_shown_without_colour(tmp_path, make_run, group):
     unscored = group(40) | {"no_think_logp": None}
     unscored["rollouts"] = [r | {"logp": None, "gain": None} for r in unscored["rollouts"]]
     card = tokens.card(unscored, scale=1.0)
@@ -319,35 +185,3 @@ def test_a_reward_that_scores_no_tokens_is_shown_without_colour(tmp_path):
     data = zstandard.compress(json.dumps(unscored).encode())
     (run / "rollouts" / "step_000040.jsonl.zst").write_bytes(data)
     assert "so nothing is coloured" in Page(write(run).read_text()).text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.1234, "+0.123"),
-        (-0.1234, "\N{MINUS SIGN}0.123"),
-        (None, "\N{EN DASH}"),
-        (math.nan, "\N{EN DASH}"),
-        (0.0, "+0.000"),
-    ],
-)
-def test_differences_always_have_their_sign(value, text):
-    assert words.signed(value) == text
-
-
-def test_an_interval_without_bounds_says_so():
-    assert words.interval({"mean": 0.5, "ci_low": None, "ci_high": None}) == "+0.500 (no interval)"
-    assert words.interval(None) == "\N{EN DASH}"
-
-
-def test_long_curves_are_thinned_to_means_of_neighbours():
-    points = [(step, float(step % 2)) for step in range(1000)]
-    thinned = charts._thin(points, 100)
-    assert len(thinned) == 100
-    assert thinned[0] == (4.5, 0.5)
-    assert charts._thin(points[:50], 100) == points[:50]
-
-
-def test_a_metric_that_is_never_finite_is_left_out_of_curves_and_table(plain):
-    assert charts.finite([{"step": 1, "bad": math.nan}, {"step": 2, "bad": None}], "bad") == []
-    assert "bad" not in re.findall(r'<th class="mono">(\w+)</th>', plain)

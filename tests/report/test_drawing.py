@@ -1,0 +1,66 @@
+"""Tokens, numbers and curves: what is drawn is what was measured."""
+
+import math
+import re
+
+import pytest
+
+from rlpt.report import charts, tokens, words, write
+
+
+def test_thoughts_are_ordered_by_gain_and_the_middle_is_counted(group):
+    card = tokens.card(group(1), scale=1.0)
+    assert [shown.thought for shown in card.shown] == [f"plain thought {g}" for g in (1, 0, -4, -5)]
+    assert card.left_out == 3
+    assert card.no_think == pytest.approx(-2.0)
+
+
+def test_a_token_is_coloured_by_its_own_gain(group):
+    first, second, third = tokens.card(group(1), scale=1.0).shown[0].tokens
+    assert (first.gain, first.strength, first.helps) == (1.0, 1.0, True)
+    assert (second.gain, second.strength) == (0.0, 0.0)
+    assert (third.gain, third.helps) == (-0.5, False)
+    assert third.strength == pytest.approx(math.sqrt(0.5), abs=0.01)
+    assert first.note == "p 0.368 → 1.000 (+1.000 nats)"
+
+
+def test_noise_does_not_get_full_colour(group):
+    quiet = group(1)
+    quiet["rollouts"] = [{**quiet["rollouts"][0], "logp": [-1.01, -2.0, -3.0]}]
+    assert tokens.scale_of([quiet]) == tokens.SMALLEST_SCALE
+    assert tokens.scale_of([group(1)]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.1234, "+0.123"),
+        (-0.1234, "\N{MINUS SIGN}0.123"),
+        (None, "\N{EN DASH}"),
+        (math.nan, "\N{EN DASH}"),
+        (0.0, "+0.000"),
+    ],
+)
+def test_differences_always_have_their_sign(value, text):
+    assert words.signed(value) == text
+
+
+def test_an_interval_without_bounds_says_so():
+    assert words.interval({"mean": 0.5, "ci_low": None, "ci_high": None}) == "+0.500 (no interval)"
+    assert words.interval(None) == "\N{EN DASH}"
+
+
+def test_long_curves_are_thinned_to_means_of_neighbours():
+    points = [(step, float(step % 2)) for step in range(1000)]
+    thinned = charts._thin(points, 100)
+    assert len(thinned) == 100
+    assert thinned[0] == (4.5, 0.5)
+    assert charts._thin(points[:50], 100) == points[:50]
+
+
+def test_a_metric_that_is_never_finite_is_left_out_of_curves_and_table(tmp_path, make_run):
+    assert charts.finite([{"step": 1, "bad": math.nan}, {"step": 2, "bad": None}], "bad") == []
+    page = write(make_run(tmp_path / "run")).read_text()
+    named = re.findall(r'<th class="mono">([^<]+)</th>', page)
+    assert "reward/mean" in named
+    assert "bad" not in named
