@@ -61,7 +61,7 @@ def candidates(
     found = dict.fromkeys(_random(words, len(offsets) - 1, document_id, config, seed), "random")
     for kind, pattern in (("sentence", _SENTENCE), ("paragraph", _PARAGRAPH)):
         ends = _positions(_matches(pattern, text), offsets, config)
-        found |= dict.fromkeys(np.intersect1d(ends, words).tolist(), kind)
+        found |= dict.fromkeys(ends.tolist(), kind)
     kept = sorted(cut for cut, kind in found.items() if kind in config.kinds)
     kinds = [CUT_KINDS.index(found[cut]) for cut in kept]
     return np.array(kept, np.uint32), np.array(kinds, np.uint8)
@@ -70,10 +70,10 @@ def candidates(
 def token_positions(
     places: Sequence[int], offsets: UInt32[np.ndarray, " edges"]
 ) -> list[int] | None:
-    """Token position of each byte offset; None when one lies inside a token."""
+    """Token position of each byte offset; None when one is not the start of a token."""
     at = np.searchsorted(offsets, places)
-    inside = (at >= len(offsets)) | (offsets[np.minimum(at, len(offsets) - 1)] != places)
-    return None if inside.any() else at.tolist()
+    missed = offsets[np.minimum(at, len(offsets) - 1)] != places
+    return None if missed.any() else at.tolist()
 
 
 def _matches(pattern: re.Pattern[bytes], text: bytes) -> np.ndarray:

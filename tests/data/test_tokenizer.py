@@ -149,6 +149,7 @@ def test_added_tokens_that_are_not_special_keep_their_text_and_holes_are_empty()
     assert pieces[256:] == [b"", b"", b"  "]
     assert pieces[:256] == [bytes([byte]) for byte in range(256)]
     assert plain(table)["added_tokens"] == []
+    assert plain(table | {"post_processor": {"type": "ByteLevel"}})["post_processor"] is None
     assert len(table["added_tokens"]) == 2
 
 
