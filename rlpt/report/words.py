@@ -95,6 +95,8 @@ _SENTENCES = {
         "nothing."
     ),
 }
+_TINY = 100e6
+"""Parameters below which nobody should expect thoughts to help on ordinary text."""
 _LITTLE = (
     "On ordinary text a tiny policy has nothing in store that a thought could bring up: the "
     "context is already in front of it, and a thought stands between the context and the text. "
@@ -141,7 +143,14 @@ def expectation(run: Run) -> list[str]:
     """What such a policy can and cannot gain, and what a change of the gain does not show."""
     if verdict(run)[0] == "useful":
         return [f"{_who(run)} {_USEFUL}"]
-    return [f"{_who(run)} {_LITTLE}", _NO_EVIDENCE]
+    return [f"{_who(run)} {_LITTLE if _is_tiny(run) else ''}".strip(), _NO_EVIDENCE]
+
+
+def _is_tiny(run: Run) -> bool:
+    count = run.summary.get("parameters")
+    if count is None:
+        return bool((run.config.get("policy") or {}).get("fresh"))
+    return count < _TINY
 
 
 def _who(run: Run) -> str:

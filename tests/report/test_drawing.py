@@ -2,10 +2,12 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from rlpt.report import charts, tokens, words, write
+from rlpt.report.run import read
 
 
 def test_thoughts_are_ordered_by_gain_and_the_middle_is_counted(group):
@@ -43,6 +45,16 @@ def test_noise_does_not_get_full_colour(group):
 )
 def test_differences_always_have_their_sign(value, text):
     assert words.signed(value) == text
+
+
+@pytest.mark.parametrize(("parameters", "tiny"), [(4_200_000, True), (600_000_000, False)])
+def test_only_a_tiny_policy_is_told_what_a_tiny_policy_cannot_do(
+    tmp_path, make_run, parameters, tiny
+):
+    run = read(make_run(tmp_path / "run"))
+    told = words.expectation(replace(run, summary=run.summary | {"parameters": parameters}))
+    assert ("On ordinary text a tiny policy" in told[0]) is tiny
+    assert "not evidence of reasoning" in told[1]
 
 
 def test_an_interval_without_bounds_says_so():
