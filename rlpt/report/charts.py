@@ -112,7 +112,7 @@ def held_out(evaluations: Sequence[Row]) -> str | None:
 
 
 def forest(summary: Row) -> str | None:
-    """Left: own thought and controls against no thought. Right: own thought against each control."""
+    """Left: own thought and controls against no thought. Right: own against each control."""
     controls = {
         name: summary["controls"][name] for name in CONTROLS if name in summary.get("controls", {})
     }
