@@ -112,7 +112,8 @@ class Split:
             raise IndexError(f"document {index} of split {self.name!r} with {len(self)}")
         number = bisect.bisect_right(self._ends, index)
         batch = self._batches[number]
-        return _document(batch, index - self._ends[number] + batch.num_rows)
+        first = self._ends[number] - batch.num_rows
+        return _document(batch, index - first)
 
     def __iter__(self) -> Iterator[Document]:
         return (self[index] for index in range(len(self)))

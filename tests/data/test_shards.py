@@ -63,6 +63,8 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert equal(split[0], bare)
     assert equal(split[1], rich)
     assert split[0].target_spans is None
+    file = pa.ipc.open_file(tmp_path / "s/train/00000.arrow").read_all()
+    assert file["thoughts"].null_count == 1
     assert [a.dtype for a in (split[1].ids, split[1].offsets, split[1].cuts)] == [np.uint32] * 3
 
 
