@@ -264,16 +264,10 @@ class RunConfig(Strict):
     thought: ThoughtConfig = ThoughtConfig()
     engine: EngineConfig = EngineConfig()
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    """The stages in order, each a `[[stage]]` table with a `kind`; the weights chain."""
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_stage_is_a_chain_of_one(cls, table: object) -> object:
-        if isinstance(table, dict) and isinstance(table.get("stage"), dict):
-            return {**table, "stage": [table["stage"]]}
-        return table
 
     @model_validator(mode="after")
     def _combinations(self) -> "RunConfig":
