@@ -75,9 +75,9 @@ def policy_gradient(
         distance_R = (logp_R.detach().exp() - behaviour_logp_R.exp()).abs()
         masked_R = _moving_away(log_ratio_R, advantage_R) & (distance_R > tv_delta)
     kept_R = used_R & ~masked_R & (advantage_R != 0)
-    # Cap before exp, select before the product: 0 * exp(garbage) is NaN.
     cap = math.inf if max_ratio is None else math.log(max_ratio)
-    ratio_R = torch.where(kept_R, log_ratio_R.clamp(max=cap), 0.0).exp()
+    ratio_R = log_ratio_R.clamp(max=cap).exp()
+    # Select, never multiply by 0: 0 * exp(garbage) is NaN.
     coefficient_R = torch.where(kept_R, weight_R * ratio_R * advantage_R, 0.0)
     loss = -(coefficient_R * torch.where(kept_R, logp_R, 0.0)).sum()
     return loss, _stats(log_ratio_R, behaviour_logp_R, used_R, masked_R, cap)
@@ -110,7 +110,7 @@ def _stats(
     ratio_K = log_ratio_K.exp()
     change_K = torch.expm1(log_ratio_K)
     sums = {
-        "masked": masked_R[used_R],
+        "masked": masked_R,
         "capped": log_ratio_K > cap,
         "ratio": ratio_K,
         "ratio_square": ratio_K.square(),

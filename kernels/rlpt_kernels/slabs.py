@@ -30,7 +30,7 @@ from rlpt_kernels.head import (
 )
 
 SLAB = 2048
-"""Ids per slab. Constant, so that a row's result does not depend on which rows share its batch."""
+"""Ids per slab. Constant: every batch then sums over the vocabulary in the same order."""
 
 
 def linear_logprob_slabs(
@@ -147,6 +147,7 @@ class _Slabs(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, target_N, max_N, sum_N, entropy_N = ctx.saved_tensors
         dtype = compute_dtype(hidden_ND, weight_VD)
+        wide_ND = hidden_ND.to(dtype)
         pull = _Pull(target_N, ctx.live_N, max_N, sum_N, entropy_N, *grads[:3])
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         # Gradients of half-precision inputs are rounded once, at the end.
@@ -160,7 +161,7 @@ class _Slabs(torch.autograd.Function):
                 if d_hidden_ND is not None:
                     d_hidden_ND.addmm_(d_raw_NS, weight_VD[slab].to(dtype))
                 if d_weight_VD is not None:
-                    d_weight_VD[slab] = d_raw_NS.T @ hidden_ND.to(dtype)
+                    d_weight_VD[slab] = d_raw_NS.T @ wide_ND
                 if d_bias_V is not None:
                     d_bias_V[slab] = d_raw_NS.sum(dim=0)
         d_hidden_ND = d_hidden_ND.to(hidden_ND.dtype) if d_hidden_ND is not None else None

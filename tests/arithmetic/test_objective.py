@@ -85,6 +85,11 @@ def test_tv_masks_by_distance_and_direction(new, old, advantage, masked):
     assert found == pytest.approx(0.0 if masked else new / old * advantage)
 
 
+def test_clip_low_of_one_has_no_lower_side():
+    assert push(-40.0, -1.0, -1.0, mask="clip", clip_low=1.0) == pytest.approx(-math.exp(-39))
+    assert push(-40.0, -1.0, -1.0, mask="clip", clip_low=0.999) == 0.0
+
+
 def test_tv_delta_moves_the_border():
     inside = push(math.log(0.65), math.log(0.5), 1.0, mask="tv", tv_delta=0.16)
     assert inside == pytest.approx(1.3)
@@ -154,7 +159,7 @@ def test_masked_padding_and_zero_advantage_rows_are_exactly_silent(mask):
     logp_R = rows(-1.0, -math.inf, -2000.0, -1.0, math.nan).requires_grad_()
     behaviour_R = rows(-1.0, -1.0, -1.0, -3000.0, -math.inf)
     loss, stats = policy_gradient(
-        logp_R, behaviour_R, rows(1.0, 3.0, -1.0, 0.0, 5.0), rows(1.0, 0.0, 0.0, 1.0, 0.0),
+        logp_R, behaviour_R, rows(1.0, 3.0, -1.0, 0.0, math.nan), rows(1.0, 0.0, 0.0, 1.0, 0.0),
         **{**SETTINGS, "mask": mask},
     )  # fmt: skip
     (gradient_R,) = torch.autograd.grad(loss, logp_R)
@@ -248,8 +253,8 @@ def test_weights_of_all_actions_add_up_to_one(counts, aggregate):
 
 
 def test_sums_of_the_mismatch_by_hand():
-    """Ratios 2, 0.5 and 1; the last row is padding."""
-    logp_R = rows(math.log(0.5), math.log(0.2), math.log(0.3), 0.0)
+    """Ratios 2, 0.25 and 1; the last row is padding."""
+    logp_R = rows(math.log(0.5), math.log(0.1), math.log(0.3), 0.0)
     behaviour_R = rows(math.log(0.25), math.log(0.4), math.log(0.3), -7.0)
     _, stats = policy_gradient(
         logp_R, behaviour_R, rows(1.0, -1.0, 1.0, 1.0), rows(1.0, 1.0, 1.0, 0.0),
@@ -259,13 +264,13 @@ def test_sums_of_the_mismatch_by_hand():
         {
             "masked": 2.0,
             "capped": 1.0,
-            "ratio": 3.5,
-            "ratio_square": 4 + 0.25 + 1,
-            "k3": (2 - 1 - math.log(2)) + (0.5 - 1 + math.log(2)) + 0,
-            "log_ratio": 0.0,
-            "abs_log_ratio": 2 * math.log(2),
-            "log_ratio_square": 2 * math.log(2) ** 2,
-            "abs_probability": 0.25 + 0.2 + 0,
+            "ratio": 2 + 0.25 + 1,
+            "ratio_square": 4 + 0.0625 + 1,
+            "k3": (2 - 1 - math.log(2)) + (0.25 - 1 - math.log(0.25)) + 0,
+            "log_ratio": math.log(2) - math.log(4),
+            "abs_log_ratio": math.log(2) + math.log(4),
+            "log_ratio_square": math.log(2) ** 2 + math.log(4) ** 2,
+            "abs_probability": 0.25 + 0.3 + 0,
         },
         abs=1e-12,
     )
