@@ -25,14 +25,15 @@ def save(path: Path, evaluation: Evaluation) -> None:
         "records": [_plain(asdict(record)) for record in evaluation.records],
         "windows": [asdict(window) for window in evaluation.windows],
         "summary": evaluation.summary,
-        "resampling": evaluation.resampling._asdict() if hasattr(evaluation.resampling, "_asdict") else asdict(evaluation.resampling),
-    }  # fmt: skip
+        "resampling": asdict(evaluation.resampling),
+    }
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(zstandard.compress(json.dumps(table).encode()))
     temporary.replace(path)
 
 
 def load(path: Path) -> Evaluation:
+    """What `save` wrote."""
     table = json.loads(zstandard.decompress(path.read_bytes()))
     records = [_record(row) for row in table["records"]]
     windows = [WindowRecord(**row) for row in table["windows"]]
@@ -45,6 +46,10 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    ids = {name: np.array(row[name], dtype=np.int64) for name in ("continuation_ids", "thought_ids")}
-    logp = {frame: np.array(values, dtype=np.float32) for frame, values in row["logp"].items()}
-    return Record(**row | ids | {"logp": logp})
+    table = dict(row)
+    for name in ("continuation_ids", "thought_ids"):
+        table[name] = np.array(row[name], dtype=np.int64)
+    table["logp"] = {
+        frame: np.array(values, dtype=np.float32) for frame, values in row["logp"].items()
+    }
+    return Record(**table)
