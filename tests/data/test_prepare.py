@@ -15,6 +15,7 @@ from rlpt_data.documents import SourceDocument, SourceThought
 from rlpt_data.prepare import PrepareConfig, inspect, prepare, render_inspect
 from rlpt_data.shards import CUT_KINDS, ShardFolder, verify_folder
 from rlpt_data.strict import UserError
+from rlpt_data.tokenizer import train_byte_pairs
 
 Configured = Callable[..., PrepareConfig]
 WORDS = ["river", "stone", "light", "under", "many", "small", "houses", "went", "home", "again"]
@@ -222,6 +223,16 @@ def test_a_given_tokenizer_is_kept_byte_for_byte_and_its_change_is_noticed(
     given.write_bytes(given.read_bytes() + b"\n")
     with pytest.raises(UserError, match="the corpus has changed"):
         run(pages(*arguments))
+
+
+def test_the_tokenizer_is_trained_on_the_train_split_alone(
+    pages: Configured, tmp_path: Path
+) -> None:
+    run(pages())
+    train = [row.text for row in ShardFolder.open(tmp_path / "shards").split("train")]
+    everything = [page(number) for number in range(60)]
+    found = (tmp_path / "shards/tokenizer.json").read_bytes()
+    assert found == train_byte_pairs(train, 300) != train_byte_pairs(everything, 300)
 
 
 def test_a_lossy_tokenizer_is_refused(pages: Configured, tmp_path: Path) -> None:

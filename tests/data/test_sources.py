@@ -90,14 +90,14 @@ def test_parquet_reads_only_what_it_needs_and_names_a_missing_column(
 
 
 def test_a_folder_is_read_at_every_depth_in_a_fixed_order(read: Read, tmp_path: Path) -> None:
-    for name in ("b/two.md", "a.txt", "b/c/three.txt", "no.html"):
+    for name in ("b/two.md", "a.txt", "b/c/zero.txt", "no.html"):
         (tmp_path / "docs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "docs" / name).write_text(name)
     (tmp_path / "docs/latin.txt").write_bytes(b"\xe9")
     found = read(f'kind = "folder"\npath = "{tmp_path}/docs"')
     assert [item.url for item in found if isinstance(item, SourceDocument)] == [
         "a.txt",
-        "b/c/three.txt",
+        "b/c/zero.txt",
         "b/two.md",
     ]
     assert [item.domain for item in found if isinstance(item, SourceDocument)] == [None, "b", "b"]
@@ -106,7 +106,7 @@ def test_a_folder_is_read_at_every_depth_in_a_fixed_order(read: Read, tmp_path: 
 
 def test_pieces_of_a_file_are_whole_paragraphs(read: Read, tmp_path: Path) -> None:
     (tmp_path / "plays.txt").write_text("aaaa\n\nbb\n\ncccc\n\nd")
-    found = read(f'kind = "folder"\npath = "{tmp_path}/plays.txt"\npiece_bytes = 8')
+    found = read(f'kind = "folder"\npath = "{tmp_path}/plays.txt"\npiece_bytes = 10')
     assert [item.text for item in found] == ["aaaa\n\nbb", "cccc\n\nd"]
     assert [item.url for item in found] == ["plays.txt#0", "plays.txt#1"]
 
@@ -190,6 +190,15 @@ def test_installed_docs_have_no_network_and_one_document_for_each_topic(read: Re
     size = sum(len(document.text.encode()) for document in found)
     assert 300_000 <= size < 400_000
     assert found == read('kind = "installed-docs"\nmax_bytes = 300_000\nmin_bytes = 0')
+
+
+def test_installed_docs_leave_out_only_what_is_shorter_than_asked(read: Read) -> None:
+    everything = read('kind = "installed-docs"\nmax_bytes = 100_000\nmin_bytes = 0')
+    sizes = sorted(len(document.text.encode()) for document in everything)
+    least = sizes[len(sizes) // 2]
+    kept = read(f'kind = "installed-docs"\nmax_bytes = 100_000\nmin_bytes = {least}')
+    found = [len(document.text.encode()) for document in kept]
+    assert min(found) == least
 
 
 def test_docstrings_are_parsed_and_never_run(tmp_path: Path) -> None:
