@@ -1,13 +1,9 @@
-"""`rlpt eval`: one checkpoint or model folder over held-out shards -> eval.json and
-prompts.parquet.
-"""
+"""`rlpt eval`: a checkpoint or model folder over held-out shards -> eval.json, prompts.parquet."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import tokenizers
 
 from rlpt import checkpoint, dist
 from rlpt.config import EvalJobConfig, PolicyConfig, RunConfig
@@ -23,7 +19,7 @@ from rlpt.rollout import sync
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.types import Markers
 from rlpt_data.shards import ShardFolder
-from rlpt_data.strict import parse
+from rlpt_data.strict import UserError, parse
 
 NEUTRAL_TEXT = " ."
 """The filler control repeats the tokens of this: they mean nothing and occur everywhere."""
@@ -41,6 +37,7 @@ class Subject(NamedTuple):
 
 def run(config: EvalJobConfig) -> dict[str, Any]:
     """Evaluate, write the files on rank 0, and return the headline numbers with the paths."""
+    config = resolved(config)
     folder = ShardFolder.open(config.shards)
     with dist.world() as world:
         found = evaluate_subject(config, folder, open_subject(config, folder, world), world)
@@ -54,38 +51,44 @@ def run(config: EvalJobConfig) -> dict[str, Any]:
 
 
 _HEADLINE = (
-    *(
-        "verdict",
-        "verdict_reasons",
-        "gain_heldout",
-        "controls",
-        "null",
-        "wrong_target",
-        "bits_per_byte",
-    ),
-    *("next_token_accuracy_no_think", "next_token_accuracy_thought"),
+    "verdict",
+    "verdict_reasons",
+    "gain_heldout",
+    "controls",
+    "null",
+    "wrong_target",
+    "bits_per_byte",
+    "next_token_accuracy_no_think",
+    "next_token_accuracy_thought",
 )
 
 
+def resolved(config: EvalJobConfig) -> EvalJobConfig:
+    """With the policy block filled in: the config's own, or that of the run behind a checkpoint."""
+    if config.run is None:
+        return config
+    path = checkpoint.find(config.run).parent.parent / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: absent, so the checkpoint's policy is unknown; restore the file")
+    table = json.loads(path.read_text())["policy"]
+    return config.model_copy(update={"policy": parse(PolicyConfig, table, f"{path} [policy]")})
+
+
 def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) -> Subject:
-    """Load `config.run` (a checkpoint, with the run's own policy block) or `config.policy`."""
-    policy_cfg = config.policy or _policy_of(checkpoint.find(config.run or ""))
-    plan = load.blueprint(policy_cfg, folder)
-    policy = load.load(policy_cfg, plan, world, config.seed)
+    """Load the policy of a `resolved` configuration, with the checkpoint's weights if any."""
+    assert config.policy is not None, "resolve the configuration first"
+    plan = load.blueprint(config.policy, folder)
+    policy = load.load(config.policy, plan, world, config.seed)
     if config.run is not None:
         checkpoint.load_weights(checkpoint.find(config.run), policy)
     markers, batch = plan.vocabulary.markers, config.evaluation.batch_documents
     engine = TransformersEngine(
-        plan.config, markers, config.thought, config.seed, config.engine.prompts_per_batch, world.device
+        *(plan.config, markers, config.thought, config.seed),
+        *(config.engine.prompts_per_batch, world.device),
     )
     sync.publish(policy, engine, 0)
-    return Subject(Scorer(policy, markers.ids, world, batch), engine, markers, Scorer(policy, (), world, batch))
-
-
-def _policy_of(path: Path) -> PolicyConfig:
-    """The policy block of the run that wrote a checkpoint."""
-    table = json.loads((path.parent.parent / "config.json").read_text())
-    return parse(PolicyConfig, table["policy"], f"{path.parent.parent / 'config.json'} [policy]")
+    scorer, unbanned = (Scorer(policy, banned, world, batch) for banned in (markers.ids, ()))
+    return Subject(scorer, engine, markers, unbanned)
 
 
 def evaluate_subject(
@@ -111,11 +114,11 @@ def evaluate_subject(
         config.seed,
         cfg.batch_documents,
     )
-    dtype = config.policy.compute_dtype if config.policy else "float32"
+    assert config.policy is not None, "resolve the configuration first"
     resampling = Resampling(unit_of(folder.manifest.split_by), cfg.bootstrap, config.seed)
     return evaluate(
         *(subject.scorer, subject.engine, prompts, windows, procedure, resampling, world),
-        compute_dtype=dtype,
+        compute_dtype=config.policy.compute_dtype,
         unbanned=subject.unbanned,
     )
 
@@ -131,11 +134,14 @@ def unit_of(split_by: str) -> Unit:
 
 
 def decoder(folder: ShardFolder) -> Callable[[Sequence[int]], str]:
-    """Ids -> text for people to read; ids the tokenizer does not know (markers that were added) are
-    left out.
-    """
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder.tokenizer_path))
-    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
+    """Ids -> text for people to read, byte for byte; ids without text (markers) read as nothing."""
+    token_bytes = folder.token_bytes()
+
+    def decode(ids: Sequence[int]) -> str:
+        known = (token_bytes[index] for index in ids if index < len(token_bytes))
+        return b"".join(known).decode("utf-8", errors="replace")
+
+    return decode
 
 
 def _write(config: EvalJobConfig, folder: ShardFolder, found: Evaluation) -> None:

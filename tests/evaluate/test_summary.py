@@ -189,6 +189,15 @@ def test_a_missing_wrong_target_is_counted_not_filled_in(tiny, procedure, world)
     assert summarise(mixed, [], RESAMPLING)["wrong_target"]["records_without"] == 8
 
 
+def test_the_wrong_target_is_compared_with_its_own_score_without_a_thought(records):
+    easier = [
+        replace(r, logp={**r.logp, "wrong_no_think": r.logp["wrong_no_think"] + np.float32(0.25)})
+        for r in records
+    ]
+    means = [summarise(r, [], RESAMPLING)["wrong_target"]["mean"] for r in (records, easier)]
+    assert means[1] - means[0] == pytest.approx(-0.25, abs=1e-6)
+
+
 def test_change_is_paired_by_key_whatever_the_order(tiny, procedure, world):
     prompts = tiny.prompts(80)
     before = measure(tiny.scorer(1.0), tiny.engine(), prompts, procedure, world)
