@@ -111,6 +111,7 @@ def sharded(cfg: PolicyConfig, plan: Blueprint, world: dist.World) -> Policy:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
+    assert isinstance(policy, Policy)
     _materialise(policy, world.device)
     return policy.train(cfg.gradient_checkpointing)
 

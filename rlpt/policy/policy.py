@@ -33,6 +33,9 @@ class Policy(nn.Module):
         hidden_flat = hidden_NTD.reshape(-1, hidden_NTD.shape[-1])
         return [self._score(hidden_flat, kind) for kind in rows]
 
+    def reshard(self) -> None:
+        """Free gathered parameters. `fully_shard` replaces this; an unsharded policy has nothing to free."""
+
     def _score(self, hidden_flat: Float[Tensor, "M D"], kind: Rows) -> RowScores:
         hidden_RD = hidden_flat.index_select(0, kind.hidden_R)
         scored = head_logprob(self.lm.lm_head, self.lm.config, hidden_RD, kind.target_R, kind.banned)

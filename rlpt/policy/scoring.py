@@ -41,6 +41,9 @@ class Scorer:
             chosen = batches[turn] if turn < len(batches) else []
             for index, scores in zip(chosen, score([items[i] for i in chosen]), strict=True):
                 results[index] = scores
+        # FSDP keeps the root's parameters gathered until a backward that never comes here; whoever reads
+        # parameters next (publishing, checkpoints, the EMA, the optimiser) must meet the shards.
+        self.policy.reshard()
         return [scores for scores in results if scores is not None]
 
     def _score_branches(self, pairs: Sequence[tuple[Trunk, Branch]]) -> list[Scores]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlpt import dist
-from rlpt.config import FreshPolicy, PolicyConfig, RunConfig
+from rlpt.config import FreshPolicy, PolicyConfig
 from rlpt.policy import load
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import ShardFolder
@@ -61,24 +61,26 @@ def policy(plan: load.Blueprint, world: dist.World):
     return load.load(TINY, plan, world, seed=0)
 
 
-def run_table(run_dir: Path, shards_dir: Path, **changes: object) -> dict:
-    """A complete two-stage run that takes seconds."""
-    table: dict = {
-        "run_dir": str(run_dir),
-        "data": {"shards": str(shards_dir)},
-        "policy": {"fresh": {"layers": 1, "width": 32, "heads": 2, "mlp_width": 64, "init_std": 0.1}},
-        "prompts": {"context_tokens": 32, "min_context_tokens": 8, "horizon_tokens": 4},
-        "thought": {"budget_tokens": 5},
-        "evaluation": {"prompts": 40, "thoughts": 1, "bits_per_byte_documents": 4, "bootstrap": 50},
-        "stage": [
-            {"name": "warmup", "kind": "next_token", "steps": 6, "documents_per_step": 8, "window_tokens": 32,
-             "mix": {"plain": 0.6, "copied": 0.3, "empty": 0.1}},
-            {"name": "rl", "kind": "rl", "steps": 6, "documents_per_step": 4, "group_size": 3},
-        ],
-        "log": {"rollouts_every": 2},
-    }  # fmt: skip
-    return table | changes
+@pytest.fixture
+def other_policy(plan: load.Blueprint, world: dist.World):
+    return load.load(TINY, plan, world, seed=5)
 
 
-def run_config(run_dir: Path, shards_dir: Path, **changes: object) -> RunConfig:
-    return parse(RunConfig, run_table(run_dir, shards_dir, **changes), "test")
+TEMPLATE = Path(__file__).with_name("tiny_run.toml")
+
+
+def write_run(folder: Path, shards_dir: Path) -> Path:
+    """A configuration file for a run in ``folder / "run"``."""
+    text = TEMPLATE.read_text().replace("{run_dir}", str(folder / "run")).replace("{shards}", str(shards_dir))
+    (folder / "run.toml").write_text(text)
+    return folder / "run.toml"
+
+
+@pytest.fixture
+def toml(tmp_path: Path, shards_dir: Path) -> Path:
+    return write_run(tmp_path, shards_dir)
+
+
+@pytest.fixture(scope="module")
+def module_toml(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Path:
+    return write_run(tmp_path_factory.mktemp("module"), shards_dir)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlpt import dist
-from rlpt.config import AdvantageConfig, GainReward, ObjectiveConfig, OptimizerConfig, PromptConfig, RLStage, ThoughtConfig
+from rlpt.config import ObjectiveConfig, OptimizerConfig, PromptConfig, RLStage, ThoughtConfig
 from rlpt.optim import adamw, learning_rate
 from rlpt.policy.load import Blueprint, local
 from rlpt.policy.policy import Policy
@@ -97,21 +97,6 @@ def test_a_constant_reward_leaves_the_gradient_exactly_zero(learner: Learner, gr
     assert all(torch.equal(a, local(b)) for a, b in zip(before, learner.policy.parameters(), strict=True))
 
 
-def gain(learner: Learner, stage: RLStage, baseline: str, centred: bool = True, clip: float | None = None) -> Gain:
-    scorer = Scorer(learner.policy, learner.markers.ids, learner.world, 16)
-    assert learner.ema is not None
-    ema = Scorer(learner.ema, learner.markers.ids, learner.world, 16)
-    return Gain({"policy": scorer, "ema": ema}, learner.markers, "policy", baseline, clip, centred)
-
-
-def other_policy(plan: Blueprint, world: dist.World) -> Policy:
-    from conftest import TINY  # pyright: ignore[reportMissingImports]
-
-    from rlpt.policy import load
-
-    return load.load(TINY, plan, world, seed=5)
-
-
 @pytest.mark.parametrize("baseline", ["none", "policy", "ema"])
 def test_a_baseline_of_the_prompt_cancels_in_centred_advantages(learner: Learner, groups: list[Group], baseline: str) -> None:
     """MEASURING, section 1: with and without it the advantages agree to 1e-6."""
@@ -175,8 +160,8 @@ def test_the_first_adam_step_moves_by_the_learning_rate(learner: Learner) -> Non
         assert torch.allclose(local(parameter), decayed - 1e-2, atol=1e-6), name
 
 
-def test_the_ema_moves_by_its_decay(learner: Learner, plan: Blueprint, world: dist.World) -> None:
-    ema = other_policy(plan, world)
+def test_the_ema_moves_by_its_decay(learner: Learner, other_policy: Policy) -> None:
+    ema = other_policy
     before = [local(p).double().clone() for p in ema.parameters()]
     move_ema(ema, learner.policy, 0.9)
     for average, old, new in zip(ema.parameters(), before, learner.policy.parameters(), strict=True):

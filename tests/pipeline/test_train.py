@@ -1,0 +1,195 @@
+"""The whole pipeline on a small scale: what a run writes, how it resumes, and what any number of ranks agrees on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+import zstandard
+
+from rlpt import checkpoint
+from rlpt.config import RunConfig
+from rlpt.train import run
+from rlpt_data.strict import UserError, load
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def started(toml: Path, *words: str, ranks: int = 1) -> subprocess.Popen[bytes]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "rlpt.train", str(toml), *words]
+    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
+    process = started(toml, *words, ranks=ranks)
+    _, errors = process.communicate(timeout=110)
+    assert process.returncode == code, errors.decode()[-3000:]
+    return errors.decode()
+
+
+def steps_of(run_dir: Path, drop: tuple[str, ...] = ("time/", "throughput/")) -> list[dict]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows]
+
+
+def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """The policy's tensors, read without any model."""
+    path = checkpoint.path_of(run_dir, step)
+    reader = dcp.FileSystemReader(path)
+    shapes = {k: v for k, v in reader.read_metadata().state_dict_metadata.items() if k.startswith("policy.")}
+    tensors = {name: torch.empty(meta.size) for name, meta in shapes.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def thoughts_of(run_dir: Path) -> list[tuple]:
+    rows = []
+    for path in sorted((run_dir / "rollouts").glob("*.zst")):
+        lines = zstandard.decompress(path.read_bytes()).decode().splitlines()
+        rows += [(row["document"], row["cut"], r["ids"], r["finish"]) for row in map(json.loads, lines) for r in row["rollouts"]]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(module_toml: Path) -> Path:
+    """The folder of an uninterrupted run on one rank."""
+    finished(module_toml, "--set", "checkpoint.every=2")
+    return module_toml.parent / "run"
+
+
+def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
+    assert [row["step"] for row in steps_of(whole)] == list(range(1, 13))
+    assert {row["stage"] for row in steps_of(whole)} == {"warmup", "rl"}
+    summary = json.loads((whole / "summary.json").read_text())
+    for name in (
+        "gain_heldout_before", "gain_heldout_after", "gain_change", "bits_per_byte_before", "bits_per_byte_after", "controls",
+        "verdict", "steps", "wall_seconds", "rollout_tokens_per_second", "train_tokens_per_second",
+        "next_token_accuracy_no_think_before", "next_token_accuracy_thought_after",
+    ):  # fmt: skip
+        assert summary[name] is not None, name
+    assert summary["steps"] == 12
+    after, before = (summary[f"gain_heldout_{end}"]["mean"] for end in ("after", "before"))
+    assert summary["gain_change"]["mean"] == pytest.approx(after - before, abs=1e-9)
+    assert {path.name for path in whole.iterdir()} >= {"config.json", "environment.json", "metrics.jsonl", "rollouts", "checkpoints"}
+    assert len(thoughts_of(whole)) == 6 * 4 * 3
+
+
+def test_the_next_token_loss_falls(whole: Path) -> None:
+    losses = [row["loss/next_token"] for row in steps_of(whole) if row["stage"] == "warmup"]
+    assert losses[-1] < losses[0]
+
+
+def test_on_policy_ratios_are_one(whole: Path) -> None:
+    for row in steps_of(whole):
+        if row["stage"] == "rl":
+            assert row["mismatch/ratio"] == pytest.approx(1.0, abs=1e-5)
+            assert row["mismatch/abs_log_ratio"] < 1e-5
+
+
+def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(whole: Path, toml: Path) -> None:
+    """Issue: rollouts exactly, losses and weights to 1e-5 relative, here with another micro-batch split too."""
+    words = [f"--set=stage.{n}.micro_batch=1" for n in (0, 1)]
+    finished(toml, "--set", "checkpoint.every=2", *words, ranks=2)
+    two = toml.parent / "run"
+    assert thoughts_of(two) == thoughts_of(whole)
+    for mine, theirs in zip(steps_of(two), steps_of(whole), strict=True):
+        for name in ("loss/next_token", "loss/thought", "reward/mean", "gain/mean", "loss/grad_norm", "thought/length"):
+            assert mine.get(name, 0.0) == pytest.approx(theirs.get(name, 0.0), rel=1e-5, abs=1e-7), name
+    expected = weights_of(whole, 12)
+    for name, tensor in weights_of(two, 12).items():
+        assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(expected[name]), name
+
+
+@pytest.mark.parametrize("kill_after_step", [3, 9])
+def test_a_killed_run_goes_on_bit_for_bit(whole: Path, toml: Path, kill_after_step: int) -> None:
+    process = started(toml, "--set", "checkpoint.every=2")
+    metrics = toml.parent / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while not (metrics.exists() and metrics.read_text().count("\n") >= kill_after_step):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert "resuming" in finished(toml, "--set", "checkpoint.every=2")
+    resumed = toml.parent / "run"
+    assert json.dumps(steps_of(resumed)) == json.dumps(steps_of(whole))
+    assert thoughts_of(resumed) == thoughts_of(whole)
+    expected = weights_of(whole, 12)
+    for name, tensor in weights_of(resumed, 12).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_finished_run_is_not_trained_again(whole: Path, module_toml: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    finished(module_toml, "--set", "checkpoint.every=2")
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_folder_of_another_configuration_is_refused(whole: Path, module_toml: Path) -> None:
+    errors = finished(module_toml, "--set", "seed=3", code=2)
+    assert "holds a run with" in errors
+    assert "Traceback" not in errors
+
+
+def test_the_oldest_checkpoints_go(whole: Path) -> None:
+    assert checkpoint.complete_steps(whole) == [8, 10, 12]
+
+
+def test_a_checkpoint_without_its_marker_is_none(whole: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(whole, copy)
+    (checkpoint.path_of(copy, 12) / checkpoint.MARKER).unlink()
+    with pytest.warns(UserWarning, match="step_000012: no COMPLETE marker"):
+        assert checkpoint.complete_steps(copy) == [8, 10]
+    with pytest.raises(UserError, match="no COMPLETE marker.*last"):
+        checkpoint.find(f"{copy}@12")
+    with pytest.raises(UserError, match="no such checkpoint; complete ones: 8, 10"), pytest.warns(UserWarning, match="passed over"):
+        checkpoint.find(f"{copy}@3")
+    file = next(checkpoint.path_of(copy, 10).glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "bytes, the marker says" in str(checkpoint.defect(checkpoint.path_of(copy, 10)))
+
+
+def test_a_dry_run_resolves_everything_and_writes_nothing(toml: Path) -> None:
+    plan = run(load(RunConfig, toml), dry_run=True)
+    assert plan["steps"] == 12
+    # Embedding 322 x 32 (tied), 4 x 32 x 32 attention, 3 x 32 x 64 MLP, three norms of 32.
+    assert plan["policy"]["parameters"] == 322 * 32 + 4 * 32 * 32 + 3 * 32 * 64 + 3 * 32
+    assert not (toml.parent / "run").exists()
+
+
+def test_weights_travel_between_runs(whole: Path, toml: Path) -> None:
+    """init_from gives the weights alone: the first evaluation is the last one of the run it starts from."""
+    finished(toml, "--set", f"init_from={whole}@12", "--set", "stage.0.steps=1", "--set", "stage.1.steps=1")
+    moved = torch.cat([t.flatten() for t in weights_of(toml.parent / "run", 2).values()])
+    source = torch.cat([t.flatten() for t in weights_of(whole, 12).values()])
+    assert 0 < torch.linalg.vector_norm(moved - source) < 0.2 * torch.linalg.vector_norm(source)
+
+
+def test_an_exported_checkpoint_is_the_policy(whole: Path, tmp_path: Path) -> None:
+    import transformers
+
+    from rlpt.export import export
+
+    out = export(whole, 12, tmp_path / "hf")
+    lm = transformers.AutoModelForCausalLM.from_pretrained(out)
+    weights = {name.removeprefix("policy.lm."): tensor for name, tensor in weights_of(whole, 12).items()}
+    for name, parameter in lm.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert tokenizer.convert_tokens_to_ids(["<think>", "</think>"]) == [320, 321]
+    with pytest.raises(UserError, match="is not empty"):
+        export(whole, 12, out)
