@@ -229,12 +229,22 @@ def export(run_dir: Path, step: int | None, out: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option(
+    "--plan",
+    "config",
+    metavar="CONFIG",
+    type=click.Path(path_type=Path),
+    help="Instead: the memory and the cost of a step of a run of CONFIG.",
+)
+@set_option
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(config: Path | None, overrides: Sequence[str], as_json: bool) -> None:
     """Say what this machine can run.
 
     What is missing comes with the command that fixes it; exits 1 if rlpt cannot run here.
     """
+    if config is not None:
+        return _plan(config, overrides, as_json)
     from rlpt.doctor import examine, render
 
     found = examine()
@@ -242,6 +252,16 @@ def doctor(as_json: bool) -> None:
     finish(found, as_json)
     if not found["ok"]:
         click.get_current_context().exit(1)
+
+
+def _plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    from rlpt.config import RunConfig
+    from rlpt_data.strict import load
+
+    settings = load(RunConfig, config, overrides)
+    from rlpt.doctor import plan
+
+    conclude(plan(settings), as_json)
 
 
 def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:
@@ -253,17 +273,34 @@ def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> l
 
 @cli.command()
 @click.option("--seeds", default="0", show_default=True, callback=_seeds, help="As in 0,1,2.")
-@set_option
+@click.option("--report-only", is_flag=True, help="Exit 0 even if a bar is missed.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PART.KEY=VALUE",
+    help="PART is pages, warmup or rl, a file of configs/proving, as in rl.stage.0.steps=5.",
+)
 @json_option
-def prove(seeds: list[int], overrides: Sequence[str], as_json: bool) -> None:
+def prove(seeds: list[int], report_only: bool, overrides: Sequence[str], as_json: bool) -> None:
     """Run the proving ground with its controls.
 
-    Generated text whose best possible policy is known, through the real pipeline.
+    Generated text whose best possible policy is known, through the real pipeline. Exits 1 if a bar
+    is missed.
     """
+    from rlpt_data.prepare import PrepareConfig
+    from rlpt_data.prepare import prepare as prepare_shards
+    from rlpt_data.strict import load
+
+    pages = [word.removeprefix("pages.") for word in overrides if word.startswith("pages.")]
+    settings = load(PrepareConfig, Path("configs/proving/pages.toml"), pages)
+    prepare_shards(settings)
     from rlpt.prove import run
 
-    summary = run(seeds, list(overrides))
+    summary = run(seeds, [word for word in overrides if not word.startswith("pages.")])
     conclude(summary, as_json)
+    if not (summary["passed"] or report_only):
+        click.get_current_context().exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

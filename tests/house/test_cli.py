@@ -117,16 +117,29 @@ def test_json_is_the_last_line_of_success_and_of_failure(
     assert "no_such.toml" in last["error"]
 
 
-def test_prove_hands_over_seeds_and_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[list[int], list[str]]] = []
+def test_prove_prepares_the_pages_and_hands_over_seeds_and_overrides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[Any] = []
 
     def run(seeds: list[int], overrides: list[str]) -> dict[str, Any]:
         calls.append((seeds, overrides))
-        return {"verdict": "useful"}
+        return {"passed": False}
 
+    monkeypatch.setattr("rlpt_data.prepare.prepare", lambda cfg: calls.append(cfg.source.documents))
     stand_in(monkeypatch, "rlpt.prove", run=run)
-    assert exit_code("prove", "--seeds", "0,1,2", "--set", "a.b=1", "--set", "c=2") == 0
-    assert calls == [([0, 1, 2], ["a.b=1", "c=2"])]
+    words = [
+        "prove",
+        "--seeds",
+        "0,1,2",
+        "--set",
+        "pages.source.documents=50",
+        "--set",
+        "rl.seed=1",
+    ]
+    assert exit_code(*words) == 1, "a missed bar fails the command"
+    assert calls == [50, ([0, 1, 2], ["rl.seed=1"])]
+    assert exit_code(*words, "--report-only") == 0
 
 
 def test_summary_lines_put_the_verdict_first_and_show_intervals() -> None:
