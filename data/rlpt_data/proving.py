@@ -62,8 +62,11 @@ class ProvingConfig(Strict):
     empty_share: float = Field(default=0.15, ge=0.0, le=1.0)
     """Share of those thoughts that are empty, so that an empty thought stays in distribution."""
     right_share: float = Field(default=0.65, ge=0.0, le=1.0)
-    """Share of the worked thoughts of R that are right. The others start from a wrong digit and
-    run on correctly from there: they teach the same addition, and one token tells them apart."""
+    """Share of the worked thoughts of R that are right: what RL has to raise to 1. The others add
+    correctly too, so every one of them teaches the same addition."""
+    unfinished_share: float = Field(default=0.7, ge=0.0, le=1.0)
+    """Share of the other worked thoughts that stop early; the rest start from a wrong digit, so
+    that neither length nor arithmetic betrays them."""
 
     @model_validator(mode="after")
     def _enough_contexts(self) -> "ProvingConfig":
@@ -140,18 +143,24 @@ def _thoughts(
     if rng.random() < config.empty_share:
         return (SourceThought(cut, "", "empty"),)
     if stratum == "R":
-        return (_worked(rng, digits, rng.random() < config.right_share, cut),)
+        return (_worked(config, rng, digits, cut),)
     length = rng.randint(1, len(digits))
     # C repeats what it read; N rambles. Their lengths vary, so the closer has to be learned.
     words = digits if stratum == "C" else [rng.randrange(10) for _ in digits]
     return (SourceThought(cut, _text(words[:length]), "arbitrary"),)
 
 
-def _worked(rng: random.Random, digits: list[int], right: bool, cut: int) -> SourceThought:
+def _worked(
+    config: ProvingConfig, rng: random.Random, digits: list[int], cut: int
+) -> SourceThought:
     """One sum per digit: digit and sum keep one distance, which is what a small model can learn."""
-    slip = 0 if right else rng.randrange(1, 10)
-    sums = [(value + slip) % 10 for value in running_sums(digits)]
-    return SourceThought(cut, _text(sums), "right" if right else "wrong")
+    sums = running_sums(digits)
+    if rng.random() < config.right_share:
+        return SourceThought(cut, _text(sums), "right")
+    if rng.random() < config.unfinished_share:
+        return SourceThought(cut, _text(sums[: rng.randrange(1, len(sums))]), "unfinished")
+    slip = rng.randrange(1, 10)
+    return SourceThought(cut, _text([(value + slip) % 10 for value in sums]), "wrong")
 
 
 def _text(digits: list[int]) -> str:

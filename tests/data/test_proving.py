@@ -94,10 +94,12 @@ def test_shares_are_the_configured_ones() -> None:
     running = pages("R")
     sources = Counter(page.thoughts[0].source for page in running if page.thoughts)
     thinking = sum(sources.values())
-    worked = sources["right"] + sources["wrong"]
+    mistaken = sources["unfinished"] + sources["wrong"]
+    worked = sources["right"] + mistaken
     assert within_four_sigma(thinking, len(running), CONFIG.thought_share)
     assert within_four_sigma(sources["empty"], thinking, CONFIG.empty_share)
     assert within_four_sigma(sources["right"], worked, CONFIG.right_share)
+    assert within_four_sigma(sources["unfinished"], mistaken, CONFIG.unfinished_share)
 
 
 def test_a_right_thought_is_the_running_sums_and_ends_in_the_answer() -> None:
@@ -119,8 +121,21 @@ def test_a_wrong_thought_starts_wrong_adds_correctly_and_misses_the_answer() -> 
                 assert sums[-1] != answer(page)
 
 
+def test_an_unfinished_thought_is_the_running_sums_cut_short_at_any_length() -> None:
+    lengths = Counter()
+    for page in pages("R"):
+        for thought in page.thoughts:
+            if thought.source == "unfinished":
+                lengths[len(thought.text)] += 1
+                assert [int(c) for c in thought.text] == running_sums(digits(page))[
+                    : len(thought.text)
+                ]
+    assert set(lengths) == {1, 2, 3, 4, 5}
+    assert all(within_four_sigma(count, lengths.total(), 0.2) for count in lengths.values())
+
+
 def test_empty_thoughts_are_empty_and_the_lengths_of_the_others_vary() -> None:
-    for stratum, lengths in (("R", {0, 6}), ("C", set(range(7))), ("N", set(range(7)))):
+    for stratum, lengths in (("R", set(range(7))), ("C", set(range(7))), ("N", set(range(7)))):
         thoughts = [thought for page in pages(stratum) for thought in page.thoughts]
         assert {len(thought.text) for thought in thoughts} == lengths
         assert all((thought.text == "") == (thought.source == "empty") for thought in thoughts)
