@@ -46,11 +46,18 @@ class ActionBatch:
 
 def split_documents(items: Sequence[Weighted], size: int) -> list[list[Weighted]]:
     """Micro-batches of ``size`` whole documents (trunks), in order."""
-    documents = [list(part) for _, part in groupby(items, key=lambda item: id(item.group.prompt.trunk))]
-    return [sum(documents[i : i + size], []) for i in range(0, len(documents), size)]
+    documents = [
+        list(part) for _, part in groupby(items, key=lambda item: id(item.group.prompt.trunk))
+    ]
+    return [
+        [item for document in documents[i : i + size] for item in document]
+        for i in range(0, len(documents), size)
+    ]
 
 
-def action_batch(items: Sequence[Weighted], markers: Markers, device: torch.device, with_text: bool) -> ActionBatch:
+def action_batch(
+    items: Sequence[Weighted], markers: Markers, device: torch.device, with_text: bool
+) -> ActionBatch:
     """Pack the rollouts of whole groups; rows are their actions only (forced closers and openers are none)."""
     pairs, hidden, target, logp, advantage, weight = [], [], [], [], [], []
     for item in items:
@@ -64,10 +71,14 @@ def action_batch(items: Sequence[Weighted], markers: Markers, device: torch.devi
             weight.append(np.full(len(at), item.weight_G[g]))
     trunks = _trunks(items) if with_text else []
     packed = pack(trunks, pairs, device)
-    flat = [_rows_of(packed, b, branch, at) for b, ((_, branch), at) in enumerate(zip(pairs, hidden, strict=True))]
+    flat = [
+        _rows_of(packed, b, branch, at)
+        for b, ((_, branch), at) in enumerate(zip(pairs, hidden, strict=True))
+    ]
     actions = rows(flat, target, (markers.opener,), device)
     text = _text_rows(packed, trunks, markers, device) if with_text else None
-    return ActionBatch(packed, actions, *(_tensor(part, device) for part in (logp, advantage, weight)), trunk_text=text)
+    numbers = [_tensor(part, device) for part in (logp, advantage, weight)]
+    return ActionBatch(packed, actions, numbers[0], numbers[1], numbers[2], trunk_text=text)
 
 
 def _rows_of(packed: Packed, number: int, branch: Branch, actions: np.ndarray) -> np.ndarray:
@@ -83,10 +94,15 @@ def _rollout_pair(group: Group, g: int) -> tuple[Trunk, Branch]:
 
 
 def _trunks(items: Sequence[Weighted]) -> list[Trunk]:
-    return [next(part).group.prompt.trunk for _, part in groupby(items, key=lambda item: id(item.group.prompt.trunk))]
+    return [
+        next(part).group.prompt.trunk
+        for _, part in groupby(items, key=lambda item: id(item.group.prompt.trunk))
+    ]
 
 
-def _text_rows(packed: Packed, trunks: Sequence[Trunk], markers: Markers, device: torch.device) -> Rows:
+def _text_rows(
+    packed: Packed, trunks: Sequence[Trunk], markers: Markers, device: torch.device
+) -> Rows:
     hidden = [packed.trunk_rows(k, 1, len(trunk.ids)) for k, trunk in enumerate(trunks)]
     return rows(hidden, [trunk.ids[1:] for trunk in trunks], markers.ids, device)
 
@@ -95,18 +111,24 @@ def _tensor(parts: Sequence[np.ndarray], device: torch.device) -> Float[Tensor, 
     return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(device)
 
 
-def framed_batch(frames: Sequence[Framed], markers: Markers, device: torch.device) -> tuple[Packed, list[Rows]]:
-    """Pack framed documents: text rows with both markers removed from the softmax, thought rows with the opener only."""
+def framed_batch(
+    frames: Sequence[Framed], markers: Markers, device: torch.device
+) -> tuple[Packed, list[Rows]]:
+    """Pack framed documents. Text rows have both markers removed from the softmax, thought rows the opener only."""
     packed = pack([], [(frame.trunk, frame.branch) for frame in frames], device)
     text, thought = ([], []), ([], [])
     for b, frame in enumerate(frames):
         at = np.flatnonzero(frame.context_target)
-        _add(text, packed.context_rows(b, 1, len(frame.context_target) + 1)[at - 1], frame.trunk.ids[at])
+        _add(
+            text,
+            packed.context_rows(b, 1, len(frame.context_target) + 1)[at - 1],
+            frame.trunk.ids[at],
+        )
         own = packed.branch_rows(b, 0, len(frame.branch.ids))
         for into, mask in ((text, frame.text_target), (thought, frame.thought_target)):
             _add(into, own[mask], frame.branch.ids[mask])
     kinds = [(text, markers.ids), (thought, (markers.opener,))]
-    return packed, [rows(*pieces, banned, device) for pieces, banned in kinds]
+    return packed, [rows(pieces[0], pieces[1], banned, device) for pieces, banned in kinds]
 
 
 def _add(into: tuple[list, list], hidden: np.ndarray, target: np.ndarray) -> None:

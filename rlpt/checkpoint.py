@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from rlpt import dist
 from rlpt.policy.policy import Policy
@@ -72,7 +76,9 @@ def defect(path: Path) -> str | None:
     return None
 
 
-def save(run_dir: Path, progress: Progress, parts: Mapping[str, Any], keep_last: int, world: dist.World) -> Path:
+def save(
+    run_dir: Path, progress: Progress, parts: Mapping[str, Any], keep_last: int, world: dist.World
+) -> Path:
     """Write the parts of `parts` (policy, optimizer, ema, ...) and the progress; then drop the oldest checkpoints."""
     final = path_of(run_dir, progress.step)
     temporary = final.with_suffix(".tmp")
@@ -80,7 +86,7 @@ def save(run_dir: Path, progress: Progress, parts: Mapping[str, Any], keep_last:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(world)
-    _quietly(lambda: dcp.save(state_of(parts), checkpoint_id=temporary))
+    _quietly(lambda: dcp_save(state_of(parts), checkpoint_id=temporary))
     dist.barrier(world)
     if world.is_main:
         (temporary / "progress.json").write_text(json.dumps(asdict(progress)))
@@ -93,7 +99,11 @@ def save(run_dir: Path, progress: Progress, parts: Mapping[str, Any], keep_last:
 
 
 def _mark(path: Path) -> None:
-    files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    files = {
+        str(file.relative_to(path)): file.stat().st_size
+        for file in path.rglob("*")
+        if file.is_file()
+    }
     for name in files:
         _sync(path / name)
     (path / MARKER).write_text(json.dumps({"files": files}))
@@ -129,7 +139,7 @@ def state_of(parts: Mapping[str, Any]) -> dict[str, Any]:
 def restore(path: Path, parts: Mapping[str, Any]) -> Progress:
     """Read the parts back in place, on any number of ranks."""
     state = state_of(parts)
-    _quietly(lambda: dcp.load(state, checkpoint_id=path))
+    _quietly(lambda: dcp_load(state, checkpoint_id=path))
     for name, part in parts.items():
         if isinstance(part, tuple):
             set_optimizer_state_dict(*part, optim_state_dict=state[name])
@@ -153,7 +163,9 @@ def find(reference: str) -> Path:
         known = ", ".join(map(str, complete_steps(Path(run)))) or "none"
         raise UserError(f"{path}: no such checkpoint; complete ones: {known}")
     if (reason := defect(path)) is not None:
-        raise UserError(f"{path}: {reason}; name another step, or RUN_DIR@last for the newest complete one")
+        raise UserError(
+            f"{path}: {reason}; name another step, or RUN_DIR@last for the newest complete one"
+        )
     return path
 
 

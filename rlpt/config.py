@@ -16,7 +16,9 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 CutKind = Literal["supplied", "sentence", "paragraph", "random"]
-Control = Literal["empty", "filler", "context_copy", "other_document", "shuffled", "wrong_target", "null"]
+Control = Literal[
+    "empty", "filler", "context_copy", "other_document", "shuffled", "wrong_target", "null"
+]
 
 
 class DataConfig(Strict):
@@ -45,7 +47,9 @@ class FreshPolicy(Strict):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "FreshPolicy":
         if self.width % self.heads or self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"heads = {self.heads} must divide width = {self.width}, and kv_heads must divide heads")
+            raise ValueError(
+                f"heads = {self.heads} must divide width = {self.width}, and kv_heads must divide heads"
+            )
         return self
 
 
@@ -85,7 +89,9 @@ class PromptConfig(Strict):
     @model_validator(mode="after")
     def _context_fits(self) -> "PromptConfig":
         if self.min_context_tokens > self.context_tokens:
-            raise ValueError(f"min_context_tokens = {self.min_context_tokens} exceeds context_tokens = {self.context_tokens}")
+            raise ValueError(
+                f"min_context_tokens = {self.min_context_tokens} exceeds context_tokens = {self.context_tokens}"
+            )
         return self
 
 
@@ -131,7 +137,9 @@ class MixConfig(Strict):
     def _adds_up(self) -> "MixConfig":
         total = self.plain + self.worked + self.copied + self.empty
         if abs(total - 1.0) > 1e-6:
-            raise ValueError(f"plain + worked + copied + empty = {total:g}; the shares must add up to 1")
+            raise ValueError(
+                f"plain + worked + copied + empty = {total:g}; the shares must add up to 1"
+            )
         return self
 
 
@@ -167,7 +175,7 @@ class AdvantageConfig(Strict):
 
 
 class ObjectiveConfig(Strict):
-    """sum_t M_t min(rho_t, max_ratio) A_t log pi(y_t), with M the trust-region mask (DPPO, arXiv 2602.04879, Eq. 23)."""
+    """sum_t M_t min(rho_t, max_ratio) A_t log pi(y_t), M the trust-region mask (DPPO, arXiv 2602.04879, Eq. 23)."""
 
     mask: Literal["none", "clip", "tv"] = "tv"
     """none: CISPO; clip: PPO/GRPO; tv: DPPO's binary total variation."""
@@ -214,7 +222,9 @@ class RLStage(StageBase):
     @model_validator(mode="after")
     def _groups_have_siblings(self) -> "RLStage":
         if self.group_size < 2 and self.advantage.baseline != "none":
-            raise ValueError(f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2")
+            raise ValueError(
+                f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2"
+            )
         return self
 
 
@@ -229,7 +239,15 @@ class EvaluationConfig(Strict):
     """Thoughts sampled per prompt."""
     every: Count = 0
     """Steps between evaluations during training; 0: only at stage ends."""
-    controls: tuple[Control, ...] = ("empty", "filler", "context_copy", "other_document", "shuffled", "wrong_target", "null")
+    controls: tuple[Control, ...] = (
+        "empty",
+        "filler",
+        "context_copy",
+        "other_document",
+        "shuffled",
+        "wrong_target",
+        "null",
+    )
     bits_per_byte_documents: Count = 128
     bits_per_byte_tokens: Positive = 512
     """Longest window of a document that counts for bits per byte."""
@@ -281,9 +299,13 @@ class RunConfig(Strict):
 
     def _check_reward(self, stage: RLStage) -> None:
         if stage.reward.kind == "prefix_match" and self.thought.prediction_tokens == 0:
-            raise ValueError(f"stage {stage.name}: reward prefix_match needs thought.prediction_tokens >= 1")
+            raise ValueError(
+                f"stage {stage.name}: reward prefix_match needs thought.prediction_tokens >= 1"
+            )
         if stage.reward.kind == "gain" and self.thought.prediction_tokens > 0:
-            raise ValueError(f"stage {stage.name}: reward gain scores the held-out text; set thought.prediction_tokens = 0")
+            raise ValueError(
+                f"stage {stage.name}: reward gain scores the held-out text; set thought.prediction_tokens = 0"
+            )
 
     @property
     def total_steps(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlpt_data.strict import UserError
@@ -36,7 +37,7 @@ def world() -> Iterator[World]:
     if owned and "RANK" in os.environ:
         torch_dist.init_process_group(backend)
     elif owned:
-        torch_dist.init_process_group(backend, store=torch_dist.HashStore(), rank=0, world_size=1)
+        torch_dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield World(torch_dist.get_rank(), torch_dist.get_world_size(), device)
     finally:
@@ -55,10 +56,14 @@ def _device() -> torch.device:
 def mesh(world: World, replicas: int) -> DeviceMesh:
     """A one-axis mesh (FSDP), or (replicas, shards) for HSDP."""
     if world.size % replicas:
-        raise UserError(f"policy.replicas = {replicas}: must divide the number of ranks, {world.size}")
+        raise UserError(
+            f"policy.replicas = {replicas}: must divide the number of ranks, {world.size}"
+        )
     if replicas == 1:
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    return init_device_mesh(world.device.type, (replicas, world.size // replicas), mesh_dim_names=("replica", "shard"))
+    return init_device_mesh(
+        world.device.type, (replicas, world.size // replicas), mesh_dim_names=("replica", "shard")
+    )
 
 
 def share(items: Sequence[Any], world: World) -> list[Any]:

@@ -30,7 +30,9 @@ def export(run_dir: Path, step: int | None, out: Path) -> Path:
     with dist.world() as world:
         policy = load.sharded(cfg.policy, plan, world)
         checkpoint.load_weights(path, policy)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in load.named_full_tensors(policy)}
+        tensors = {
+            name: tensor.cpu().contiguous() for name, tensor in load.named_full_tensors(policy)
+        }
     _write(out, tensors, plan, cfg)
     return out
 

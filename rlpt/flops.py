@@ -44,9 +44,15 @@ def _rl_cost(cfg: RunConfig, stage: RLStage, config: Any) -> Cost:
     thought = cfg.thought.budget_tokens + 2 + cfg.thought.prediction_tokens
     one = per_token(config, context + thought + horizon)
     sampled = rollouts * thought
-    scored = rollouts * (context + thought + horizon) + prompts * (context + horizon) if stage.reward.kind == "gain" else 0
+    scored = (
+        rollouts * (context + thought + horizon) + prompts * (context + horizon)
+        if stage.reward.kind == "gain"
+        else 0
+    )
     trained = rollouts * (context + thought)
-    return Cost(sampled, scored, trained, one * (sampled + prompts * context + scored + 3 * trained))
+    return Cost(
+        sampled, scored, trained, one * (sampled + prompts * context + scored + 3 * trained)
+    )
 
 
 def plan(cfg: RunConfig, config: Any) -> dict[str, dict[str, float]]:

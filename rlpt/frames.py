@@ -51,19 +51,27 @@ class Framer:
         kind = draw.choice(["plain", "worked", "copied", "empty"], p=self._shares())
         if kind == "worked" and document.thoughts:
             thought = document.thoughts[int(draw.integers(len(document.thoughts)))]
-            return self._thought(epoch, document, thought.cut, np.asarray(thought.ids, dtype=np.int64))
-        cuts = eligible_cuts(document, self.prompts) if kind in ("copied", "empty") else np.array([])
+            return self._thought(
+                epoch, document, thought.cut, np.asarray(thought.ids, dtype=np.int64)
+            )
+        cuts = (
+            eligible_cuts(document, self.prompts) if kind in ("copied", "empty") else np.array([])
+        )
         if not len(cuts):
             return self._plain(epoch, document, draw)
         cut = int(draw.choice(cuts))
-        span = self._copied(document, cut, draw) if kind == "copied" else np.zeros(0, dtype=np.int64)
+        span = (
+            self._copied(document, cut, draw) if kind == "copied" else np.zeros(0, dtype=np.int64)
+        )
         return self._thought(epoch, document, cut, span)
 
     def _shares(self) -> list[float]:
         shares = np.array([self.mix.plain, self.mix.worked, self.mix.copied, self.mix.empty])
         return (shares / shares.sum()).tolist()
 
-    def _copied(self, document: Document, cut: int, draw: np.random.Generator) -> Int[np.ndarray, " Z"]:
+    def _copied(
+        self, document: Document, cut: int, draw: np.random.Generator
+    ) -> Int[np.ndarray, " Z"]:
         first = max(0, cut - self.window_tokens // 2)
         length = int(draw.integers(1, min(self.budget_tokens, cut - first) + 1))
         start = int(draw.integers(first, cut - length + 1))
@@ -78,9 +86,13 @@ class Framer:
         nothing = np.zeros(len(trunk.ids), dtype=bool)
         return Framed(trunk, branch, np.zeros(0, dtype=bool), nothing, target)
 
-    def _thought(self, epoch: int, document: Document, cut: int, thought: Int[np.ndarray, " Z"]) -> Framed:
+    def _thought(
+        self, epoch: int, document: Document, cut: int, thought: Int[np.ndarray, " Z"]
+    ) -> Framed:
         start = max(0, cut - self.window_tokens // 2)
-        trunk = window(document, epoch, start, min(len(document.ids), start + self.window_tokens), [cut])
+        trunk = window(
+            document, epoch, start, min(len(document.ids), start + self.window_tokens), [cut]
+        )
         at = cut - start
         target = _targets(document, trunk)
         target[0] = False

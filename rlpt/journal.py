@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlpt import dist
+from rlpt import dist, flops
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.evaluate import files
@@ -27,28 +27,48 @@ def describe(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> dict[str, 
     lm = meta_model(plan.config)
     return {
         "run_dir": str(cfg.run_dir),
-        "shards": {"path": str(shards.path), "hash": shards.manifest.hash, "counts": shards.manifest.counts},
-        "policy": {"model": type(lm).__name__, "parameters": sum(p.numel() for p in lm.parameters()), "vocabulary": plan.vocabulary.size},
-        "markers": {cfg.policy.opener: plan.vocabulary.markers.opener, cfg.policy.closer: plan.vocabulary.markers.closer},
-        "stages": {stage.name: f"{stage.kind}, {stage.steps} steps of {stage.documents_per_step} documents" for stage in cfg.stage},
+        "shards": {
+            "path": str(shards.path),
+            "hash": shards.manifest.hash,
+            "counts": shards.manifest.counts,
+        },
+        "policy": {
+            "model": type(lm).__name__,
+            "parameters": sum(parameter.numel() for parameter in lm.parameters()),
+            "vocabulary": plan.vocabulary.size,
+            "opener": plan.vocabulary.markers.opener,
+            "closer": plan.vocabulary.markers.closer,
+        },
         "steps": cfg.total_steps,
-    }  # fmt: skip
+        "stages": flops.plan(cfg, plan.config),
+    }
 
 
 def one_line(metrics: Mapping[str, float]) -> str:
     """What to say beside the progress bar."""
-    shown = {"loss": "loss/next_token", "gain": "gain/mean", "reward": "reward/mean", "thought": "thought/length"}
-    return "  ".join(f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics)
+    shown = {
+        "loss": "loss/next_token",
+        "gain": "gain/mean",
+        "reward": "reward/mean",
+        "thought": "thought/length",
+    }
+    return "  ".join(
+        f"{label} {metrics[name]:.3f}" for label, name in shown.items() if name in metrics
+    )
 
 
-def rollout_rows(session: Session, groups: Sequence[Group], stepped: Stepped, step: int) -> list[dict[str, Any]]:
+def rollout_rows(
+    session: Session, groups: Sequence[Group], stepped: Stepped, step: int
+) -> list[dict[str, Any]]:
     """The first groups of the step, over all ranks, as text and numbers for people to read. Collective."""
     kept = session.cfg.log.rollouts_kept
     mine = [_row(session, groups, stepped, p, step) for p in range(min(kept, len(groups)))]
     return dist.unshare(mine, session.world)[:kept]
 
 
-def _row(session: Session, groups: Sequence[Group], stepped: Stepped, p: int, step: int) -> dict[str, Any]:
+def _row(
+    session: Session, groups: Sequence[Group], stepped: Stepped, p: int, step: int
+) -> dict[str, Any]:
     assert stepped.rewarded is not None
     prompt, detail = groups[p].prompt, stepped.rewarded.detail
     read = _Reader(session.shards.token_bytes())
@@ -61,7 +81,9 @@ def _row(session: Session, groups: Sequence[Group], stepped: Stepped, p: int, st
         "context": read.text(prompt.trunk.ids[max(0, prompt.cut - _CONTEXT_SHOWN) : prompt.cut]),
         "continuation_tokens": [read.text([index]) for index in prompt.continuation_ids],
         "no_think_logp": _plain(no_think[p]) if no_think else None,
-        "rollouts": [_rollout(groups[p], g, p, stepped, read) for g in range(len(groups[p].rollouts))],
+        "rollouts": [
+            _rollout(groups[p], g, p, stepped, read) for g in range(len(groups[p].rollouts))
+        ],
     }
 
 
@@ -91,7 +113,9 @@ class _Reader:
         self.token_bytes = token_bytes
 
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
-        known = [self.token_bytes[int(index)] for index in ids if int(index) < len(self.token_bytes)]
+        known = [
+            self.token_bytes[int(index)] for index in ids if int(index) < len(self.token_bytes)
+        ]
         return b"".join(known).decode("utf-8", errors="replace")
 
 
@@ -122,7 +146,9 @@ def _ends(session: Session) -> tuple[Evaluation, Evaluation]:
     rl = {stage.name for stage in session.cfg.stage if stage.kind == "rl"}
     metrics = read_journal(session.cfg.run_dir / "metrics.jsonl")
     start = min((row["step"] - 1 for row in metrics if row["stage"] in rl), default=rows[0]["step"])
-    return tuple(files.load(files.path_of(session.cfg.run_dir, step)) for step in (start, rows[-1]["step"]))  # pyright: ignore[reportReturnType]
+    return tuple(
+        files.load(files.path_of(session.cfg.run_dir, step)) for step in (start, rows[-1]["step"])
+    )  # pyright: ignore[reportReturnType]
 
 
 def _throughput(metrics: Sequence[Mapping[str, float]]) -> dict[str, float | None]:

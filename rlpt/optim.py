@@ -24,7 +24,7 @@ def adamw(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(cfg: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of the update that follows ``step`` completed ones of a stage of ``steps``: warm-up, then the schedule."""
+    """The rate of the update after ``step`` completed ones of a stage of ``steps``: warm-up, then the schedule."""
     if step < cfg.warmup_steps:
         return cfg.lr * (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":

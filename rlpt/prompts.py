@@ -41,13 +41,13 @@ def _scramble(value: int, key: int) -> int:
 
 
 class Stream:
-    """An endless, stateless order over the documents of one split that have a usable cut (or any token, for windows)."""
+    """An endless, stateless order over the usable documents of one split."""
 
     def __init__(self, split: Split, seed: int, purpose: str, usable: Sequence[int]) -> None:
         if not len(usable):
             raise UserError(
-                f"shards, split {split.name} ({purpose}): no document is long enough for a cut; lower prompts.min_context_tokens or "
-                "prompts.horizon_tokens, or prepare longer documents"
+                f"shards, split {split.name} ({purpose}): no document is long enough for a cut; lower "
+                "prompts.min_context_tokens or prompts.horizon_tokens, or prepare longer documents"
             )
         self.split = split
         self.seed = seed
@@ -76,7 +76,9 @@ def in_domains(split: Split, domains: Sequence[str]) -> np.ndarray:
     return chosen
 
 
-def prompt_stream(split: Split, cfg: PromptConfig, seed: int, purpose: str, domains: Sequence[str] = ()) -> Stream:
+def prompt_stream(
+    split: Split, cfg: PromptConfig, seed: int, purpose: str, domains: Sequence[str] = ()
+) -> Stream:
     """Documents with at least one cut that leaves enough context and a whole horizon."""
     indices = in_domains(split, domains)
     enough = split.num_tokens[indices] >= cfg.min_context_tokens + cfg.horizon_tokens
@@ -113,12 +115,16 @@ def trunk(document: Document, epoch: int, cfg: PromptConfig, seed: int) -> Trunk
     return window(document, epoch, start, anchor + cfg.horizon_tokens, [*chosen, anchor])
 
 
-def window(document: Document, epoch: int, start: int, stop: int, cuts: Sequence[int] = ()) -> Trunk:
+def window(
+    document: Document, epoch: int, start: int, stop: int, cuts: Sequence[int] = ()
+) -> Trunk:
     """Tokens [start, stop) of a document as a trunk; ``cuts`` are positions in the document."""
     offsets = np.asarray(document.offsets[start : stop + 1], dtype=np.int64)
     ids = np.asarray(document.ids[start:stop], dtype=np.int64)
     relative = tuple(cut - start for cut in cuts)
-    return Trunk(document.document_id, document.domain, epoch, start, ids, offsets - offsets[0], relative)
+    return Trunk(
+        document.document_id, document.domain, epoch, start, ids, offsets - offsets[0], relative
+    )
 
 
 def prompts_of(trunk: Trunk, cfg: PromptConfig, markers: Markers) -> list[Prompt]:
@@ -130,7 +136,9 @@ def prompts_of(trunk: Trunk, cfg: PromptConfig, markers: Markers) -> list[Prompt
     return prompts
 
 
-def held_out(split: Split, cfg: PromptConfig, markers: Markers, count: int, seed: int, domains: Sequence[str]) -> list[Prompt]:
+def held_out(
+    split: Split, cfg: PromptConfig, markers: Markers, count: int, seed: int, domains: Sequence[str]
+) -> list[Prompt]:
     """The evaluation prompts: ``count`` prompts in a fixed order, one document after the other, epoch after epoch."""
     stream = prompt_stream(split, cfg, seed, "held_out", domains)
     prompts: list[Prompt] = []
@@ -142,7 +150,9 @@ def held_out(split: Split, cfg: PromptConfig, markers: Markers, count: int, seed
     return prompts[:count]
 
 
-def held_out_windows(split: Split, tokens: int, count: int, seed: int, domains: Sequence[str]) -> list[Trunk]:
+def held_out_windows(
+    split: Split, tokens: int, count: int, seed: int, domains: Sequence[str]
+) -> list[Trunk]:
     """The first ``tokens`` tokens of up to ``count`` documents, for bits per byte."""
     stream = window_stream(split, seed, "held_out", domains)
     picked = (stream.at(position)[1] for position in range(min(count, len(stream.usable))))

@@ -47,7 +47,9 @@ def _split(overrides: Sequence[str]) -> dict[str, list[str]]:
     for override in overrides:
         which, _, rest = override.partition(".")
         if which not in parts or "=" not in rest:
-            raise UserError(f"--set {override}: begin with warmup. or rl., as in rl.stage.0.steps=30")
+            raise UserError(
+                f"--set {override}: begin with warmup. or rl., as in rl.stage.0.steps=30"
+            )
         parts[which].append(rest)
     return parts
 
@@ -62,14 +64,20 @@ def prove_seed(seed: int, overrides: dict[str, list[str]]) -> dict[str, Any]:
     table: dict[str, Any] = strata(before, after)
     for control in CONTROLS:
         _train("rl.toml", folder / control, seed, [*start, f"stage.0.reward_control={control}"])
-        table[f"{control}_reward_gain_change"] = _change_in_R(*ends(folder / control))
+        table[f"{control}_reward_gain_change"] = _change_of_sums(*ends(folder / control))
     seconds = {name: read_seconds(folder / name) for name in ("warmup", "gain", *CONTROLS)}
-    return table | {"warmup_steps": read_steps(folder / "warmup"), "steps": real["steps"], "wall_seconds": seconds}
+    return table | {
+        "warmup_steps": read_steps(folder / "warmup"),
+        "steps": real["steps"],
+        "wall_seconds": seconds,
+    }
 
 
 def _train(config: str, run_dir: Path, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
     say(f"-- {run_dir}")
-    return train(load(RunConfig, CONFIGS / config, [f"run_dir={run_dir}", f"seed={seed}", *overrides]))
+    return train(
+        load(RunConfig, CONFIGS / config, [f"run_dir={run_dir}", f"seed={seed}", *overrides])
+    )
 
 
 def ends(run_dir: Path) -> tuple[Evaluation, Evaluation]:
@@ -95,7 +103,7 @@ def strata(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     return table
 
 
-def _change_in_R(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+def _change_of_sums(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     chosen = [[record for record in end.records if record.domain == "R"] for end in (before, after)]
     return change(chosen[0], chosen[1], after.resampling)["gain"].as_dict()
 
@@ -104,11 +112,16 @@ def checks(found: dict[str, Any]) -> dict[str, bool]:
     """The bars of one seed."""
     answer = found["N"]["logp_answer"]
     return {
-        f"R gain_heldout_after >= {LEAST_GAIN}": found["R"]["gain_heldout_after"]["mean"] >= LEAST_GAIN,
+        f"R gain_heldout_after >= {LEAST_GAIN}": found["R"]["gain_heldout_after"]["mean"]
+        >= LEAST_GAIN,
         "R verdict is useful": found["R"]["verdict"] == "useful",
         "N log p(answer) is not above -ln 10 beyond its interval": answer["ci_low"] <= CHANCE,
-        f"permuted reward gains <= {MOST_CONTROL_CHANGE} (upper bound)": _bounded(found["permuted_reward_gain_change"]),
-        f"random reward gains <= {MOST_CONTROL_CHANGE} (upper bound)": _bounded(found["random_reward_gain_change"]),
+        f"permuted reward gains <= {MOST_CONTROL_CHANGE} (upper bound)": _bounded(
+            found["permuted_reward_gain_change"]
+        ),
+        f"random reward gains <= {MOST_CONTROL_CHANGE} (upper bound)": _bounded(
+            found["random_reward_gain_change"]
+        ),
     }
 
 
@@ -119,12 +132,20 @@ def _bounded(interval: dict[str, Any]) -> bool:
 def summarise(found: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """The first seed's figures on top, every seed's below, and whether all bars were met."""
     first = next(iter(found.values()))
-    failed = [f"seed {seed}: {name}" for seed, table in found.items() for name, met in checks(table).items() if not met]
+    failed = [
+        f"seed {seed}: {name}"
+        for seed, table in found.items()
+        for name, met in checks(table).items()
+        if not met
+    ]
     table = {
         "verdict": first["R"]["verdict"],
         "gain_heldout_before": first["R"]["gain_heldout_before"],
         "gain_heldout_after": first["R"]["gain_heldout_after"],
-        **{f"{control}_reward_gain_change": first[f"{control}_reward_gain_change"] for control in CONTROLS},
+        **{
+            f"{control}_reward_gain_change": first[f"{control}_reward_gain_change"]
+            for control in CONTROLS
+        },
         "optimum": -CHANCE,
         "passed": not failed,
         "failed": failed,
@@ -132,7 +153,11 @@ def summarise(found: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "strata": {name: first[name] for name in ("R", "C", "N", "H") if name in first},
         "seeds": {str(seed): part for seed, part in found.items()},
     }
-    return table | {"mean_gain_heldout_after": float(np.mean([part["R"]["gain_heldout_after"]["mean"] for part in found.values()]))}
+    return table | {
+        "mean_gain_heldout_after": float(
+            np.mean([part["R"]["gain_heldout_after"]["mean"] for part in found.values()])
+        )
+    }
 
 
 def read_seconds(run_dir: Path) -> float:

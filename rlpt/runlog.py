@@ -69,7 +69,9 @@ class RunLog:
     def evaluation(self, step: int, stage: str, summary: Mapping[str, Any]) -> None:
         """One line of evaluations.jsonl."""
         if self.world.is_main:
-            append_json(self.dir / "evaluations.jsonl", {"step": step, "stage": stage, "summary": summary})
+            append_json(
+                self.dir / "evaluations.jsonl", {"step": step, "stage": stage, "summary": summary}
+            )
 
     def rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
         """rollouts/step_NNNNNN.jsonl.zst, one object a group."""
@@ -112,10 +114,20 @@ def check_folder(cfg: RunConfig) -> None:
 
 
 def _flat(table: Any, prefix: str = "") -> dict[str, Any]:
-    items = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else None
+    items = (
+        table.items()
+        if isinstance(table, dict)
+        else enumerate(table)
+        if isinstance(table, list)
+        else None
+    )
     if items is None:
         return {prefix: table}
-    return {key: value for k, v in items for key, value in _flat(v, f"{prefix}.{k}" if prefix else str(k)).items()}
+    return {
+        key: value
+        for k, v in items
+        for key, value in _flat(v, f"{prefix}.{k}" if prefix else str(k)).items()
+    }
 
 
 def environment(world: World) -> dict[str, Any]:
@@ -155,7 +167,11 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 def _start_wandb(cfg: RunConfig) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError("log.wandb_project is set but wandb is not installed; run `pip install wandb`") from error
-    return wandb.init(project=cfg.log.wandb_project, name=cfg.run_dir.name, config=resolved(cfg), dir=cfg.run_dir)
+        raise UserError(
+            "log.wandb_project is set but wandb is not installed; run `pip install wandb`"
+        ) from error
+    return wandb.init(
+        project=cfg.log.wandb_project, name=cfg.run_dir.name, config=resolved(cfg), dir=cfg.run_dir
+    )

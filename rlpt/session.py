@@ -4,7 +4,6 @@
 """
 
 import time
-
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +48,10 @@ class Work:
         """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress."""
         named = {"policy": self.learner.policy, "ema": self.learner.ema, "frozen": self.frozen}
         held: dict[str, Any] = {name: part for name, part in named.items() if part is not None}
-        return held | {"optimizer": (self.learner.policy, self.learner.optimizer), "rng": {"torch": torch.get_rng_state()}}
+        return held | {
+            "optimizer": (self.learner.policy, self.learner.optimizer),
+            "rng": {"torch": torch.get_rng_state()},
+        }
 
 
 @dataclass
@@ -70,14 +72,21 @@ class Session:
         return self.plan.vocabulary.markers
 
     @classmethod
-    def open(cls, cfg: RunConfig, shards: ShardFolder, plan: Blueprint, world: dist.World, log: RunLog) -> "Session":
+    def open(
+        cls, cfg: RunConfig, shards: ShardFolder, plan: Blueprint, world: dist.World, log: RunLog
+    ) -> "Session":
         """The policy as the configuration starts it, and an engine without weights."""
         _check_shares(cfg, world)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
         if cfg.init_from is not None:
             checkpoint.load_weights(checkpoint.find(cfg.init_from), policy)
         engine = TransformersEngine(
-            plan.config, plan.vocabulary.markers, cfg.thought, cfg.seed, cfg.engine.prompts_per_batch, world.device
+            plan.config,
+            plan.vocabulary.markers,
+            cfg.thought,
+            cfg.seed,
+            cfg.engine.prompts_per_batch,
+            world.device,
         )
         return cls(cfg, shards, plan, world, log, policy, engine)
 
@@ -85,7 +94,9 @@ class Session:
         """Progress of the newest complete checkpoint, its weights loaded; a fresh start where there is none."""
         steps = checkpoint.complete_steps(self.cfg.run_dir)
         if steps and how == "never":
-            raise UserError(f"{self.cfg.run_dir}: holds checkpoints up to step {steps[-1]}; use --resume auto or another run_dir")
+            raise UserError(
+                f"{self.cfg.run_dir}: holds checkpoints up to step {steps[-1]}; use --resume auto or another run_dir"
+            )
         dist.barrier(self.world)
         if not steps:
             self.log.truncate({}, 0)
@@ -100,11 +111,26 @@ class Session:
 
     def begin(self, stage: Stage) -> Work:
         """Optimiser, replicas, order and reward of a stage; restored where the run was cut off inside it."""
-        ema = self._copy() if isinstance(stage, RLStage) and "ema" in stage.reward.replicas else None
-        learner = Learner(self.policy, adamw(self.policy, stage.optimizer), ema, self.markers, self.world, self.cfg.seed)
-        work = self._next_token(stage, learner) if isinstance(stage, NextTokenStage) else self._rl(stage, learner)
+        ema = (
+            self._copy() if isinstance(stage, RLStage) and "ema" in stage.reward.replicas else None
+        )
+        learner = Learner(
+            self.policy,
+            adamw(self.policy, stage.optimizer),
+            ema,
+            self.markers,
+            self.world,
+            self.cfg.seed,
+        )
+        work = (
+            self._next_token(stage, learner)
+            if isinstance(stage, NextTokenStage)
+            else self._rl(stage, learner)
+        )
         if self.unfinished is not None:
-            checkpoint.restore(checkpoint.path_of(self.cfg.run_dir, self.unfinished.step), work.parts())
+            checkpoint.restore(
+                checkpoint.path_of(self.cfg.run_dir, self.unfinished.step), work.parts()
+            )
             self.unfinished = None
         return work
 
@@ -116,12 +142,21 @@ class Session:
     def _next_token(self, stage: NextTokenStage, learner: Learner) -> Work:
         cfg = self.cfg
         stream = window_stream(self.shards.split("train"), cfg.seed, stage.name, cfg.data.domains)
-        framer = Framer(stage.mix, cfg.prompts, stage.window_tokens, cfg.thought.budget_tokens, self.markers, cfg.seed)
+        framer = Framer(
+            stage.mix,
+            cfg.prompts,
+            stage.window_tokens,
+            cfg.thought.budget_tokens,
+            self.markers,
+            cfg.seed,
+        )
         return Work(learner, stream, framer=framer)
 
     def _rl(self, stage: RLStage, learner: Learner) -> Work:
         cfg = self.cfg
-        stream = prompt_stream(self.shards.split("train"), cfg.prompts, cfg.seed, stage.name, cfg.data.domains)
+        stream = prompt_stream(
+            self.shards.split("train"), cfg.prompts, cfg.seed, stage.name, cfg.data.domains
+        )
         frozen = self._copy() if "frozen" in stage.reward.replicas else None
         return Work(learner, stream, reward=self._reward(stage, learner.ema, frozen), frozen=frozen)
 
@@ -132,8 +167,19 @@ class Session:
             return PrefixMatchReward([*token_bytes, *[b""] * unused], self.markers.closer)
         policies = {"policy": self.policy, "ema": ema, "frozen": frozen}
         batch = stage.micro_batch * stage.group_size
-        scorers = {name: Scorer(p, self.markers.ids, self.world, batch) for name, p in policies.items() if p is not None}
-        return GainReward(scorers, self.markers, cfg.scorer, cfg.baseline, cfg.clip, stage.advantage.baseline != "none")
+        scorers = {
+            name: Scorer(p, self.markers.ids, self.world, batch)
+            for name, p in policies.items()
+            if p is not None
+        }
+        return GainReward(
+            scorers,
+            self.markers,
+            cfg.scorer,
+            cfg.baseline,
+            cfg.clip,
+            stage.advantage.baseline != "none",
+        )
 
     def publish(self, step: int) -> None:
         """Send the weights to the engine, once per version."""
@@ -147,22 +193,33 @@ class Session:
             return files.load(path)
         self.publish(step)
         batch = self.cfg.evaluation.batch_documents
-        scorer, unbanned = (Scorer(self.policy, banned, self.world, batch) for banned in (self.markers.ids, ()))
-        found = evaluate_subject(self.cfg, self.shards, Subject(scorer, self.engine, self.markers, unbanned), self.world)
+        scorer, unbanned = (
+            Scorer(self.policy, banned, self.world, batch) for banned in (self.markers.ids, ())
+        )
+        found = evaluate_subject(
+            self.cfg, self.shards, Subject(scorer, self.engine, self.markers, unbanned), self.world
+        )
         if self.world.is_main:
             files.save(path, found)
         self.log.evaluation(step, stage, found.summary)
         dist.barrier(self.world)
         gain = found.summary["gain_heldout"]["mean"]
-        say(f"step {step} ({stage}): held-out gain {gain:+.4f} nats/token, verdict {found.summary['verdict']}", self.world.is_main)
+        say(
+            f"step {step} ({stage}): held-out gain {gain:+.4f} nats/token, verdict {found.summary['verdict']}",
+            self.world.is_main,
+        )
         return found
 
     def _evaluated(self, step: int) -> bool:
         from rlpt.runlog import read_journal
 
-        return any(row["step"] == step for row in read_journal(self.cfg.run_dir / "evaluations.jsonl"))
+        return any(
+            row["step"] == step for row in read_journal(self.cfg.run_dir / "evaluations.jsonl")
+        )
 
-    def metrics(self, stage: str, step: int, sums: Sums, values: dict[str, float]) -> dict[str, float]:
+    def metrics(
+        self, stage: str, step: int, sums: Sums, values: dict[str, float]
+    ) -> dict[str, float]:
         """Sums over ranks, divided once, and one line of metrics.jsonl."""
         means = reduced(sums, self.world) | values
         self.log.metrics(step, stage, means)
@@ -174,7 +231,9 @@ class Session:
         self.started = time.perf_counter()
         progress.journals = self.log.sizes()
         parts = work.parts() if work is not None else {"policy": self.policy}
-        checkpoint.save(self.cfg.run_dir, progress, parts, self.cfg.checkpoint.keep_last, self.world)
+        checkpoint.save(
+            self.cfg.run_dir, progress, parts, self.cfg.checkpoint.keep_last, self.world
+        )
 
 
 def reduced(sums: Sums, world: dist.World) -> dict[str, float]:
@@ -182,7 +241,10 @@ def reduced(sums: Sums, world: dist.World) -> dict[str, float]:
     names = sorted(sums)
     flat = dist.total([value for name in names for value in sums[name]], world)
     pairs = dict(zip(names, zip(flat[::2], flat[1::2], strict=True), strict=True))
-    return {name: value if name.startswith("tokens/") else value / max(count, 1e-30) for name, (value, count) in pairs.items()}
+    return {
+        name: value if name.startswith("tokens/") else value / max(count, 1e-30)
+        for name, (value, count) in pairs.items()
+    }
 
 
 def _check_shares(cfg: RunConfig, world: dist.World) -> None:
@@ -192,5 +254,3 @@ def _check_shares(cfg: RunConfig, world: dist.World) -> None:
                 f"stage {stage.name}: documents_per_step = {stage.documents_per_step} must be divisible by the "
                 f"number of ranks, {world.size}"
             )
-
-

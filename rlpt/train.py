@@ -1,6 +1,6 @@
 """The pipeline, top to bottom: shards -> prompts -> rollouts -> reward -> advantage -> loss -> update -> evaluation.
 
-    torchrun --nproc-per-node N -m rlpt.train CONFIG [--set k=v]...      or      rlpt train CONFIG
+torchrun --nproc-per-node N -m rlpt.train CONFIG [--set k=v]...      or      rlpt train CONFIG
 """
 
 import time
@@ -44,7 +44,9 @@ def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
     if isinstance(stage, RLStage):
         check_start(session, stage, progress)
     work = session.begin(stage)
-    with progress_bar(stage.name, stage.steps, progress.stage_step, session.world.is_main) as report:
+    with progress_bar(
+        stage.name, stage.steps, progress.stage_step, session.world.is_main
+    ) as report:
         while progress.stage_step < stage.steps:
             metrics = run_step(session, work, stage, progress)
             report(progress.stage_step, one_line(metrics))
@@ -58,8 +60,10 @@ def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
 def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> dict[str, float]:
     """One optimiser step and its line of metrics."""
     started = time.perf_counter()
-    take = rl_train_step if isinstance(stage, RLStage) else next_token_train_step
-    stepped = take(session, work, stage, progress)
+    if isinstance(stage, RLStage):
+        stepped = rl_train_step(session, work, stage, progress)
+    else:
+        stepped = next_token_train_step(session, work, stage, progress)
     progress.step += 1
     progress.stage_step += 1
     progress.cursor += stage.documents_per_step
@@ -67,7 +71,9 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
     return session.metrics(stage.name, progress.step, stepped.sums, values)
 
 
-def next_token_train_step(session: Session, work: Work, stage: NextTokenStage, progress: Progress) -> Stepped:
+def next_token_train_step(
+    session: Session, work: Work, stage: NextTokenStage, progress: Progress
+) -> Stepped:
     """documents -> framed sequences -> loss -> update."""
     assert work.framer is not None
     world = session.world
@@ -84,7 +90,9 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     session.publish(progress.step)
     samples = work.stream.take(progress.cursor, stage.documents_per_step, world.rank, world.size)
     trunks = [trunk(document, epoch, cfg.prompts, cfg.seed) for epoch, document in samples]
-    prompts = [prompt for each in trunks for prompt in prompts_of(each, cfg.prompts, session.markers)]
+    prompts = [
+        prompt for each in trunks for prompt in prompts_of(each, cfg.prompts, session.markers)
+    ]
     groups = generate(session.engine, prompts, stage.group_size, f"rollout/{stage.name}")
     generated = time.perf_counter() - started
     stepped = rl_step(work.learner, groups, work.reward, stage, progress.step, progress.stage_step)
@@ -99,7 +107,11 @@ def between_steps(session: Session, work: Work, stage: Stage, progress: Progress
     every = session.cfg.evaluation.every
     if every and progress.stage_step % every == 0:
         gain = session.evaluate(stage.name, progress.step).gain
-        if isinstance(stage, NextTokenStage) and stage.until_gain is not None and gain >= stage.until_gain:
+        if (
+            isinstance(stage, NextTokenStage)
+            and stage.until_gain is not None
+            and gain >= stage.until_gain
+        ):
             return True
     if (period := session.cfg.checkpoint.every) and progress.stage_step % period == 0:
         session.save(progress, work)

@@ -34,8 +34,8 @@ class Markers:
 class Trunk:
     """A window of one document: the tokens that all its cuts and thoughts share.
 
-    ``Trunk("9f..", "gnu.org", epoch=0, start=120, ids=[17, 4, 9, 2], offsets=[0, 3, 4, 6, 7], cuts=(2,))`` is the window
-    that starts at token 120; its one prompt reads ``[17, 4]`` and holds out ``[9, 2]``, which are 3 bytes of text.
+    ``Trunk("9f..", "gnu.org", epoch=0, start=120, ids=[17, 4, 9, 2], offsets=[0, 3, 4, 6, 7], cuts=(2,))``
+    is the window at token 120; its one prompt reads ``[17, 4]`` and holds out ``[9, 2]``, 3 bytes of text.
     """
 
     document: str
@@ -56,7 +56,7 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Branch:
-    """Tokens that hang off a trunk at a cut: they see ``trunk.ids[:cut]`` and themselves. ``ids[score_start:]`` is scored."""
+    """Tokens off a trunk at a cut: they see ``trunk.ids[:cut]`` and themselves; ``ids[score_start:]`` is scored."""
 
     cut: int
     ids: Int[np.ndarray, " B"]

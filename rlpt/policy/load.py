@@ -45,7 +45,9 @@ def blueprint(cfg: PolicyConfig, shards: ShardFolder) -> Blueprint:
         return Blueprint(_fresh_config(cfg.fresh, vocab.size), vocab, tokenizer)
     assert cfg.path is not None
     if not (cfg.path / "config.json").is_file():
-        raise UserError(f"policy.path = {cfg.path}: no config.json there; give a transformers model folder")
+        raise UserError(
+            f"policy.path = {cfg.path}: no config.json there; give a transformers model folder"
+        )
     own = read_tokenizer(cfg.path / "tokenizer.json")
     if not same_text_tokenizer(own, tokenizer):
         raise UserError(
@@ -80,7 +82,9 @@ def _fresh_config(cfg: FreshPolicy, vocab_size: int) -> Any:
 def meta_model(config: Any) -> Any:
     """The transformers model without storage, its non-persistent buffers real."""
     with torch.device("meta"):
-        lm = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        lm = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa"
+        )
     check_head(lm)
     for name, module in list(lm.named_modules()):
         if module._non_persistent_buffers_set:
@@ -93,7 +97,9 @@ def _restore(lm: nn.Module, name: str, module: nn.Module, config: Any) -> None:
     try:
         lm.set_submodule(name, type(module)(config=config))
     except TypeError as error:
-        raise UserError(f"policy: cannot rebuild the buffers of {name} ({type(module).__name__}): {error}") from error
+        raise UserError(
+            f"policy: cannot rebuild the buffers of {name} ({type(module).__name__}): {error}"
+        ) from error
 
 
 def sharded(cfg: PolicyConfig, plan: Blueprint, world: dist.World) -> Policy:
@@ -104,7 +110,9 @@ def sharded(cfg: PolicyConfig, plan: Blueprint, world: dist.World) -> Policy:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(lm)
     compute = torch.bfloat16 if cfg.compute_dtype == "bfloat16" else None
-    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
+    precision = MixedPrecisionPolicy(
+        param_dtype=compute, reduce_dtype=torch.float32 if compute else None
+    )
     mesh = dist.mesh(world, cfg.replicas)
     for block in lm.model.layers:
         if cfg.compile:
@@ -129,7 +137,9 @@ def _materialise(policy: Policy, device: torch.device) -> None:
 def _refuse_dropout(config: Any) -> None:
     for key, value in config.to_dict().items():
         if key.endswith("dropout") and value:
-            raise UserError(f"policy: {key} = {value} in config.json; rewards and losses need dropout 0")
+            raise UserError(
+                f"policy: {key} = {value} in config.json; rewards and losses need dropout 0"
+            )
 
 
 def load(cfg: PolicyConfig, plan: Blueprint, world: dist.World, seed: int) -> Policy:
@@ -146,7 +156,9 @@ def fill(policy: Policy, source: Source) -> None:
     for name, parameter in policy.lm.named_parameters():
         full = source(name, parameter.shape)
         assert isinstance(parameter, DTensor), name
-        part = distribute_tensor(full.float(), parameter.device_mesh, parameter.placements, src_data_rank=None)
+        part = distribute_tensor(
+            full.float(), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
         parameter.to_local().copy_(part.to_local())
 
 
@@ -170,7 +182,7 @@ def named_full_tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
 
 def _from_seed(plan: Blueprint, seed: int) -> Source:
-    """Normal(0, init_std) for matrices, 1 for norms, 0 for biases: each tensor from its own key, on any number of ranks."""
+    """Normal(0, init_std) matrices, norms of 1, biases of 0: each tensor from its own key, whatever the ranks."""
     std = plan.config.initializer_range
 
     def make(name: str, shape: torch.Size) -> Tensor:
@@ -192,7 +204,9 @@ def _from_folder(folder: Path, plan: Blueprint, seed: int) -> Source:
 
     def read(name: str, shape: torch.Size) -> Tensor:
         if name not in files:
-            raise UserError(f"{folder}: no tensor {name!r} in its safetensors files; is it a complete {type(plan.config).__name__}?")
+            raise UserError(
+                f"{folder}: no tensor {name!r} in its safetensors files; is it a complete {type(plan.config).__name__}?"
+            )
         with safe_open(files[name], "pt") as tensors:
             return _grown(tensors.get_tensor(name), name, shape, seed)
 
@@ -200,12 +214,14 @@ def _from_folder(folder: Path, plan: Blueprint, seed: int) -> Source:
 
 
 def _grown(tensor: Tensor, name: str, shape: torch.Size, seed: int) -> Tensor:
-    """New vocabulary rows start at the mean of the old ones plus a tenth of their spread, so that the markers differ."""
+    """New vocabulary rows: the mean of the old ones plus a tenth of their spread, so that the markers differ."""
     missing = shape[0] - tensor.shape[0]
     if missing == 0 and tensor.shape == shape:
         return tensor
     if missing < 0 or tensor.shape[1:] != shape[1:]:
-        raise UserError(f"policy: tensor {name!r} has shape {tuple(tensor.shape)}, config.json implies {tuple(shape)}")
+        raise UserError(
+            f"policy: tensor {name!r} has shape {tuple(tensor.shape)}, config.json implies {tuple(shape)}"
+        )
     generator = torch.Generator().manual_seed(rng.key(seed, "grow", name) & (2**63 - 1))
     noise = torch.empty(missing, *shape[1:]).normal_(generator=generator)
     rows = tensor.float().mean(0, keepdim=True) + 0.1 * tensor.float().std(0, keepdim=True) * noise

@@ -33,7 +33,10 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_size(tokenizer: dict[str, Any]) -> int:
-    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer.get("added_tokens") or [])]
+    ids = [
+        *tokenizer["model"]["vocab"].values(),
+        *(token["id"] for token in tokenizer.get("added_tokens") or []),
+    ]
     return 1 + max(ids)
 
 
@@ -58,7 +61,9 @@ def vocabulary(cfg: PolicyConfig, tokenizer: dict[str, Any], embedding_rows: int
 
 def same_text_tokenizer(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two tokenizers give every plain text the same ids; added tokens do not count, text never uses them."""
-    return all(one.get(part) == other.get(part) for part in ("model", "pre_tokenizer", "normalizer"))
+    return all(
+        one.get(part) == other.get(part) for part in ("model", "pre_tokenizer", "normalizer")
+    )
 
 
 def with_markers(tokenizer: dict[str, Any], cfg: PolicyConfig, markers: Markers) -> dict[str, Any]:

@@ -49,7 +49,9 @@ class Rows:
     banned: tuple[int, ...]
 
 
-def pack(trunks: Sequence[Trunk], branches: Sequence[tuple[Trunk, Branch]], device: torch.device) -> Packed:
+def pack(
+    trunks: Sequence[Trunk], branches: Sequence[tuple[Trunk, Branch]], device: torch.device
+) -> Packed:
     """Lay out ``trunks`` (whole) and ``branches`` (with the part of their trunk that they see)."""
     sequences = [trunk.ids for trunk in trunks]
     sequences += [concat(trunk.ids[: branch.cut], branch.ids) for trunk, branch in branches]
@@ -61,8 +63,15 @@ def pack(trunks: Sequence[Trunk], branches: Sequence[tuple[Trunk, Branch]], devi
     return Packed(torch.from_numpy(ids_NT).to(device), len(trunks), cuts)
 
 
-def rows(hidden: Sequence[np.ndarray], target: Sequence[np.ndarray], banned: tuple[int, ...], device: torch.device) -> Rows:
+def rows(
+    hidden: Sequence[np.ndarray],
+    target: Sequence[np.ndarray],
+    banned: tuple[int, ...],
+    device: torch.device,
+) -> Rows:
     """Concatenate the pieces of one kind of row."""
     hidden_R, target_R = concat(*hidden), concat(*target)
     assert len(hidden_R) == len(target_R), (len(hidden_R), len(target_R))
-    return Rows(torch.from_numpy(hidden_R).to(device), torch.from_numpy(target_R).to(device), banned)
+    return Rows(
+        torch.from_numpy(hidden_R).to(device), torch.from_numpy(target_R).to(device), banned
+    )

@@ -38,6 +38,8 @@ class Policy(nn.Module):
 
     def _score(self, hidden_flat: Float[Tensor, "M D"], kind: Rows) -> RowScores:
         hidden_RD = hidden_flat.index_select(0, kind.hidden_R)
-        scored = head_logprob(self.lm.lm_head, self.lm.config, hidden_RD, kind.target_R, kind.banned)
+        scored = head_logprob(
+            self.lm.lm_head, self.lm.config, hidden_RD, kind.target_R, kind.banned
+        )
         assert scored.argmax is not None
         return RowScores(scored.logp, scored.argmax)

@@ -12,13 +12,15 @@ from rlpt.types import Branch, Scores, Trunk
 
 
 class Scorer:
-    """Scores branches and trunks with one policy at T = 1, ``banned`` ids (as a rule the markers) removed from the softmax.
+    """Scores branches and trunks with one policy at T = 1, ``banned`` ids (the markers) removed from the softmax.
 
     Collective: under several ranks every rank calls it equally often; a rank that runs out of work joins with empty
     batches, because FSDP gathers parameters on all ranks at once.
     """
 
-    def __init__(self, policy: Policy, banned: tuple[int, ...], world: dist.World, batch: int) -> None:
+    def __init__(
+        self, policy: Policy, banned: tuple[int, ...], world: dist.World, batch: int
+    ) -> None:
         self.policy = policy
         self.banned = banned
         self.world = world
@@ -67,7 +69,10 @@ class Scorer:
         edges = np.cumsum([len(part) for part in target])[:-1]
         if not target:
             return []
-        return [Scores(a, b) for a, b in zip(np.split(logp, edges), np.split(argmax, edges), strict=True)]
+        return [
+            Scores(a, b)
+            for a, b in zip(np.split(logp, edges), np.split(argmax, edges), strict=True)
+        ]
 
 
 def _length(item: tuple) -> int:

@@ -31,7 +31,9 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def generate(engine: Engine, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[Group]:
+def generate(
+    engine: Engine, prompts: Sequence[Prompt], group_size: int, purpose: str
+) -> list[Group]:
     """Submit and wait."""
     engine.submit(prompts, group_size, purpose)
     return engine.collect()

@@ -15,7 +15,12 @@ class Draw(NamedTuple):
     """fp32 log-probability under the distribution that was sampled: T = 1, banned ids removed."""
 
 
-def sample(logits_NV: Float[Tensor, "N V"], banned: tuple[int, ...], key_N: Int[Tensor, " N"], position: int) -> Draw:
+def sample(
+    logits_NV: Float[Tensor, "N V"],
+    banned: tuple[int, ...],
+    key_N: Int[Tensor, " N"],
+    position: int,
+) -> Draw:
     """argmax(log p + Gumbel noise keyed by (rollout, position)); ``banned`` ids have probability 0."""
     logits_NV = logits_NV.float()
     logits_NV[:, list(banned)] = -torch.inf

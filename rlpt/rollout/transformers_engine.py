@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlpt import rng
 from rlpt.config import ThoughtConfig
-from rlpt.rollout.sampling import Draw, sample
+from rlpt.rollout.sampling import sample
 from rlpt.types import Group, Markers, Prompt, Rollout
 
 
@@ -21,9 +21,17 @@ class TransformersEngine:
     """One model replica on one device. See `rlpt.rollout.engine.Engine` for the contract."""
 
     def __init__(
-        self, config: Any, markers: Markers, thought: ThoughtConfig, seed: int, prompts_per_batch: int, device: torch.device
+        self,
+        config: Any,
+        markers: Markers,
+        thought: ThoughtConfig,
+        seed: int,
+        prompts_per_batch: int,
+        device: torch.device,
     ) -> None:
-        lm = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        lm = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa"
+        )
         self.lm = lm.to(device).eval().requires_grad_(False)
         self.markers = markers
         self.thought = thought
@@ -40,7 +48,9 @@ class TransformersEngine:
             parameters[name].data.copy_(tensor)
             missing.discard(name)
         if missing:
-            raise RuntimeError(f"publish: no tensor for {sorted(missing)[:3]} and {max(len(missing) - 3, 0)} more")
+            raise RuntimeError(
+                f"publish: no tensor for {sorted(missing)[:3]} and {max(len(missing) - 3, 0)} more"
+            )
         self.version = version
 
     def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> None:
@@ -74,12 +84,18 @@ class TransformersEngine:
 class _Decoding:
     """The state of one batch: N = P * G rows that grow by one token a step."""
 
-    def __init__(self, engine: TransformersEngine, prompts: Sequence[Prompt], group_size: int, purpose: str) -> None:
+    def __init__(
+        self, engine: TransformersEngine, prompts: Sequence[Prompt], group_size: int, purpose: str
+    ) -> None:
         self.engine = engine
         self.prompts = prompts
         self.group_size = group_size
         self.key_N = torch.tensor(
-            [rng.key(engine.seed, purpose, *prompt.key, g) for prompt in prompts for g in range(group_size)],
+            [
+                rng.key(engine.seed, purpose, *prompt.key, g)
+                for prompt in prompts
+                for g in range(group_size)
+            ],
             device=engine.device,
         )
         self.closed_at_N = torch.full_like(self.key_N, -1)
@@ -99,7 +115,11 @@ class _Decoding:
         output = self._forward(torch.from_numpy(ids_PT).to(self.engine.device), mask, None)
         output.past_key_values.batch_repeat_interleave(self.group_size)
         repeated = mask.repeat_interleave(self.group_size, dim=0)
-        return output.logits[:, -1].repeat_interleave(self.group_size, dim=0), output.past_key_values, repeated
+        return (
+            output.logits[:, -1].repeat_interleave(self.group_size, dim=0),
+            output.past_key_values,
+            repeated,
+        )
 
     def _forward(self, ids_NT: Tensor, mask_NT: Tensor, cache: Any) -> Any:
         position_NT = (mask_NT.cumsum(dim=1) - 1).clamp(min=0)[:, -ids_NT.shape[1] :]
@@ -122,7 +142,7 @@ class _Decoding:
         output = self._forward(ids_N[:, None], self.mask_NT, self.cache)
         self.logits_NV, self.cache = output.logits[:, -1], output.past_key_values
 
-    def _next(self, position: int) -> Draw | tuple[Tensor, Tensor, Tensor]:
+    def _next(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         draw = sample(self.logits_NV, (self.engine.markers.opener,), self.key_N, position)
         forced_N = (self.closed_at_N < 0) & (position == self.engine.thought.budget_tokens)
         ids_N = torch.where(forced_N, self.engine.markers.closer, draw.ids_N)
@@ -133,7 +153,9 @@ class _Decoding:
         """A row closes its thought at the first closer, and ends at the second or with a full prediction."""
         closer_N = (ids_N == self.engine.markers.closer) & ~self.done_N
         again_N = closer_N & (self.closed_at_N >= 0)
-        self.closed_at_N = torch.where(closer_N & (self.closed_at_N < 0), position, self.closed_at_N)
+        self.closed_at_N = torch.where(
+            closer_N & (self.closed_at_N < 0), position, self.closed_at_N
+        )
         full_N = position - self.closed_at_N >= self.engine.thought.prediction_tokens
         self.done_N |= again_N | ((self.closed_at_N >= 0) & full_N)
 
@@ -141,13 +163,22 @@ class _Decoding:
         return bool(self.done_N.all())
 
     def groups(self) -> list[Group]:
-        ids, logp, action = (torch.stack(column, dim=1).cpu().numpy() for column in zip(*self.columns, strict=True))
+        ids, logp, action = (
+            torch.stack(column, dim=1).cpu().numpy() for column in zip(*self.columns, strict=True)
+        )
         closed = self.closed_at_N.cpu().numpy()
-        rollouts = [self._rollout(ids[n], logp[n], action[n], int(closed[n])) for n in range(len(ids))]
+        rollouts = [
+            self._rollout(ids[n], logp[n], action[n], int(closed[n])) for n in range(len(ids))
+        ]
         size = self.group_size
-        return [Group(prompt, tuple(rollouts[p * size : (p + 1) * size])) for p, prompt in enumerate(self.prompts)]
+        return [
+            Group(prompt, tuple(rollouts[p * size : (p + 1) * size]))
+            for p, prompt in enumerate(self.prompts)
+        ]
 
-    def _rollout(self, ids: np.ndarray, logp: np.ndarray, action: np.ndarray, closed: int) -> Rollout:
+    def _rollout(
+        self, ids: np.ndarray, logp: np.ndarray, action: np.ndarray, closed: int
+    ) -> Rollout:
         forced = not action[closed]
         # Everything sampled is an action; only a forced closer among the kept tokens is not.
         length = max(closed + 1, int(np.flatnonzero(action).max(initial=-1)) + 1)

@@ -16,10 +16,14 @@ def made_shards(out: Path, documents: int = 160) -> Path:
     """Documents of plain English made here, byte-level BPE, all kinds of cuts."""
     source = out.parent / "corpus"
     source.mkdir(parents=True, exist_ok=True)
-    subjects, verbs = ("The river", "A teacher", "My neighbour", "The engine"), ("carries", "remembers", "repairs", "counts")
+    subjects, verbs = (
+        ("The river", "A teacher", "My neighbour", "The engine"),
+        ("carries", "remembers", "repairs", "counts"),
+    )
+    times = ("night", "noon")
     for n in range(documents):
         lines = [
-            f"{subjects[(n + k) % 4]} {verbs[(n * k) % 4]} {n + k} things before {'noon' if k % 2 else 'night'}. It is number {k * n % 7}."
+            f"{subjects[(n + k) % 4]} {verbs[n * k % 4]} {n + k} things by {times[k % 2]}. Number {k * n % 7}."
             for k in range(6 + n % 9)
         ]
         (source / f"{n:03d}.txt").write_text("\n\n".join(lines))
@@ -71,7 +75,11 @@ TEMPLATE = Path(__file__).with_name("tiny_run.toml")
 
 def write_run(folder: Path, shards_dir: Path) -> Path:
     """A configuration file for a run in ``folder / "run"``."""
-    text = TEMPLATE.read_text().replace("{run_dir}", str(folder / "run")).replace("{shards}", str(shards_dir))
+    text = (
+        TEMPLATE.read_text()
+        .replace("{run_dir}", str(folder / "run"))
+        .replace("{shards}", str(shards_dir))
+    )
     (folder / "run.toml").write_text(text)
     return folder / "run.toml"
 

@@ -1,4 +1,4 @@
-"""The reference engine: samples belong to their keys, log-probabilities are the trainer's, forced closers are no actions."""
+"""The reference engine: samples belong to their keys, log-probabilities are the trainer's."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,12 @@ from rlpt_data.shards import ShardFolder
 CFG = PromptConfig(context_tokens=24, min_context_tokens=6, horizon_tokens=5)
 
 
-def started(plan: Blueprint, policy: Policy, thought: ThoughtConfig, batch: int, world: dist.World) -> TransformersEngine:
-    engine = TransformersEngine(plan.config, plan.vocabulary.markers, thought, 0, batch, world.device)
+def started(
+    plan: Blueprint, policy: Policy, thought: ThoughtConfig, batch: int, world: dist.World
+) -> TransformersEngine:
+    engine = TransformersEngine(
+        plan.config, plan.vocabulary.markers, thought, 0, batch, world.device
+    )
     sync.publish(policy, engine, version=7)
     return engine
 
@@ -39,8 +43,14 @@ def closing(policy: Policy, plan: Blueprint) -> Policy:
 
 
 def same(one: list[Group], other: list[Group]) -> bool:
-    pairs = [(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x.rollouts, y.rollouts, strict=True)]
-    return all(np.array_equal(a.ids, b.ids) and np.array_equal(a.action, b.action) for a, b in pairs)
+    pairs = [
+        (a, b)
+        for x, y in zip(one, other, strict=True)
+        for a, b in zip(x.rollouts, y.rollouts, strict=True)
+    ]
+    return all(
+        np.array_equal(a.ids, b.ids) and np.array_equal(a.action, b.action) for a, b in pairs
+    )
 
 
 def test_neither_batch_nor_order_changes_a_thought(plan, closing, prompts, world) -> None:
@@ -52,10 +62,15 @@ def test_neither_batch_nor_order_changes_a_thought(plan, closing, prompts, world
 
 
 def test_behaviour_log_probabilities_are_the_trainers(plan, closing, prompts, world) -> None:
-    groups = generate(started(plan, closing, ThoughtConfig(budget_tokens=6), 32, world), prompts, 4, "train")
+    groups = generate(
+        started(plan, closing, ThoughtConfig(budget_tokens=6), 32, world), prompts, 4, "train"
+    )
     scorer = Scorer(closing, (plan.vocabulary.markers.opener,), world, 16)
     rollouts = [(g.prompt, r) for g in groups for r in g.rollouts]
-    pairs = [(p.trunk, Branch(p.cut, concat([plan.vocabulary.markers.opener], r.ids), 1)) for p, r in rollouts]
+    pairs = [
+        (p.trunk, Branch(p.cut, concat([plan.vocabulary.markers.opener], r.ids), 1))
+        for p, r in rollouts
+    ]
     for (_, rollout), scores in zip(rollouts, scorer.branches(pairs), strict=True):
         assert np.allclose(rollout.logp[rollout.action], scores.logp[rollout.action], atol=5e-6)
         assert rollout.logp[~rollout.action].tolist() == [0.0] * int((~rollout.action).sum())
@@ -67,15 +82,21 @@ def test_tokens_are_the_gumbel_argmax_of_their_keys(plan, closing, prompts, worl
     for g, rollout in enumerate(group.rollouts):
         key = torch.tensor([rng.key(0, "train", *group.prompt.key, g)])
         with torch.no_grad():
-            logits = engine.lm(torch.from_numpy(group.prompt.policy_ids)[None]).logits[:, -1].double()
+            logits = (
+                engine.lm(torch.from_numpy(group.prompt.policy_ids)[None]).logits[:, -1].double()
+            )
         logits[:, plan.vocabulary.markers.opener] = -torch.inf
-        expected = int((torch.log_softmax(logits, -1) + rng.gumbel(key, 0, logits.shape[-1])).argmax())
+        expected = int(
+            (torch.log_softmax(logits, -1) + rng.gumbel(key, 0, logits.shape[-1])).argmax()
+        )
         assert rollout.ids[0] == expected
 
 
 def test_a_forced_closer_is_no_action_and_a_sampled_one_is(plan, closing, prompts, world) -> None:
     closer = plan.vocabulary.markers.closer
-    groups = generate(started(plan, closing, ThoughtConfig(budget_tokens=5), 32, world), prompts, 8, "train")
+    groups = generate(
+        started(plan, closing, ThoughtConfig(budget_tokens=5), 32, world), prompts, 8, "train"
+    )
     rollouts = [r for g in groups for r in g.rollouts]
     assert {r.finish for r in rollouts} == {"closer", "budget"}
     for rollout in rollouts:
@@ -115,7 +136,9 @@ def test_replacing_the_text_after_the_cut_changes_no_thought(plan, closing, prom
 
 
 def test_an_engine_without_weights_says_so(plan, prompts, world) -> None:
-    engine = TransformersEngine(plan.config, plan.vocabulary.markers, ThoughtConfig(), 0, 4, world.device)
+    engine = TransformersEngine(
+        plan.config, plan.vocabulary.markers, ThoughtConfig(), 0, 4, world.device
+    )
     with pytest.raises(RuntimeError, match="no weights were published"):
         generate(engine, prompts, 2, "train")
     with pytest.raises(RuntimeError, match="publish: no tensor for"):

@@ -15,7 +15,14 @@ CPU = torch.device("cpu")
 
 def framer(**mix: float) -> Framer:
     shares = {"plain": 0.0, "worked": 0.0, "copied": 0.0, "empty": 0.0} | mix
-    return Framer(MixConfig(**shares), PromptConfig(context_tokens=24, min_context_tokens=6, horizon_tokens=5), 32, 7, MARKERS, 0)
+    return Framer(
+        MixConfig(**shares),
+        PromptConfig(context_tokens=24, min_context_tokens=6, horizon_tokens=5),
+        32,
+        7,
+        MARKERS,
+        0,
+    )
 
 
 def page(**changes: object) -> Document:
@@ -61,10 +68,14 @@ def test_the_opener_is_never_a_target(shards: ShardFolder) -> None:
         frame = make.frame(0, document)
         targets = frame.branch.ids[frame.thought_target | frame.text_target]
         assert MARKERS.opener not in targets
-        assert not frame.thought_target[~np.isin(np.arange(len(frame.branch.ids)), np.arange(1, frame.branch.score_start))].any()
+        assert not frame.thought_target[
+            ~np.isin(np.arange(len(frame.branch.ids)), np.arange(1, frame.branch.score_start))
+        ].any()
 
 
-def test_frames_keep_their_shares_and_copied_spans_come_from_the_context(shards: ShardFolder) -> None:
+def test_frames_keep_their_shares_and_copied_spans_come_from_the_context(
+    shards: ShardFolder,
+) -> None:
     make = framer(plain=0.2, copied=0.5, empty=0.3)
     kinds = {"plain": 0, "copied": 0, "empty": 0}
     for epoch in range(4):
@@ -76,7 +87,9 @@ def test_frames_keep_their_shares_and_copied_spans_come_from_the_context(shards:
             thought = frame.branch.ids[1 : frame.branch.score_start - 1].tolist()
             kinds["copied" if thought else "empty"] += 1
             context = frame.trunk.ids[: frame.branch.cut].tolist()
-            assert not thought or any(context[i : i + len(thought)] == thought for i in range(len(context)))
+            assert not thought or any(
+                context[i : i + len(thought)] == thought for i in range(len(context))
+            )
             assert len(thought) <= 7
     total = sum(kinds.values())
     # Three standard errors at these counts are below 0.07.
@@ -92,7 +105,10 @@ def test_frames_depend_on_seed_epoch_and_document_alone(shards: ShardFolder) -> 
 
 
 def test_rows_point_at_the_hidden_state_before_their_target() -> None:
-    frames = [framer(worked=1.0).frame(0, page()), framer(plain=1.0).frame(0, page(target_spans=None))]
+    frames = [
+        framer(worked=1.0).frame(0, page()),
+        framer(plain=1.0).frame(0, page(target_spans=None)),
+    ]
     packed, (text, thought) = framed_batch(frames, MARKERS, CPU)
     flat = packed.ids_NT.reshape(-1)
     for kind in (text, thought):

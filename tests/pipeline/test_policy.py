@@ -28,7 +28,9 @@ def plain_model(policy: Policy) -> torch.nn.Module:
     return lm.eval()
 
 
-def expected_logp(lm: torch.nn.Module, prefix: np.ndarray, target: np.ndarray, banned: tuple[int, ...]) -> np.ndarray:
+def expected_logp(
+    lm: torch.nn.Module, prefix: np.ndarray, target: np.ndarray, banned: tuple[int, ...]
+) -> np.ndarray:
     """One sequence at a time, full logits, float64 softmax."""
     ids = torch.from_numpy(concat(prefix, target))[None]
     with torch.no_grad():
@@ -39,21 +41,35 @@ def expected_logp(lm: torch.nn.Module, prefix: np.ndarray, target: np.ndarray, b
     return logp[rows, torch.from_numpy(target)].numpy()
 
 
-def test_scores_are_those_of_one_sequence_at_a_time(policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World) -> None:
+def test_scores_are_those_of_one_sequence_at_a_time(
+    policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World
+) -> None:
     markers, lm = plan.vocabulary.markers, plain_model(policy)
     prompts = held_out(shards.split("train"), CFG, markers, 9, 0, ())
     scorer = Scorer(policy, markers.ids, world, batch=4)
     thoughts = [np.arange(n % 4) + 3 for n in range(9)]
-    own = scorer.branches([(p.trunk, thought_branch(p, markers, z)) for p, z in zip(prompts, thoughts, strict=True)])
+    own = scorer.branches(
+        [(p.trunk, thought_branch(p, markers, z)) for p, z in zip(prompts, thoughts, strict=True)]
+    )
     bare = scorer.trunks([(p.trunk, p.cut, p.cut + p.horizon) for p in prompts])
     for prompt, thought, with_thought, without in zip(prompts, thoughts, own, bare, strict=True):
         context = prompt.trunk.ids[: prompt.cut]
         prefix = concat(context, [markers.opener], thought, [markers.closer])
-        assert np.allclose(with_thought.logp, expected_logp(lm, prefix, prompt.continuation_ids, markers.ids), atol=2e-6)
-        assert np.allclose(without.logp, expected_logp(lm, context, prompt.continuation_ids, markers.ids), atol=2e-6)
+        assert np.allclose(
+            with_thought.logp,
+            expected_logp(lm, prefix, prompt.continuation_ids, markers.ids),
+            atol=2e-6,
+        )
+        assert np.allclose(
+            without.logp,
+            expected_logp(lm, context, prompt.continuation_ids, markers.ids),
+            atol=2e-6,
+        )
 
 
-def test_the_null_control_is_zero_to_the_bit_width(policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World) -> None:
+def test_the_null_control_is_zero_to_the_bit_width(
+    policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World
+) -> None:
     prompts = held_out(shards.split("train"), CFG, plan.vocabulary.markers, 12, 0, ())
     scorer = Scorer(policy, plan.vocabulary.markers.ids, world, batch=5)
     trunk = scorer.trunks([(p.trunk, p.cut, p.cut + p.horizon) for p in prompts])
@@ -61,19 +77,28 @@ def test_the_null_control_is_zero_to_the_bit_width(policy: Policy, plan: load.Bl
     assert max(np.abs(a.logp - b.logp).max() for a, b in zip(trunk, branch, strict=True)) < 1e-5
 
 
-def test_scores_do_not_depend_on_the_batch(policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World) -> None:
+def test_scores_do_not_depend_on_the_batch(
+    policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World
+) -> None:
     markers = plan.vocabulary.markers
     prompts = held_out(shards.split("train"), CFG, markers, 7, 0, ())
     pairs = [(p.trunk, thought_branch(p, markers, [5, 6][: i % 3])) for i, p in enumerate(prompts)]
     one, many = (Scorer(policy, markers.ids, world, batch).branches(pairs) for batch in (1, 7))
-    assert all(np.allclose(a.logp, b.logp, atol=2e-6) and np.array_equal(a.argmax, b.argmax) for a, b in zip(one, many, strict=True))
+    assert all(
+        np.allclose(a.logp, b.logp, atol=2e-6) and np.array_equal(a.argmax, b.argmax)
+        for a, b in zip(one, many, strict=True)
+    )
 
 
-def test_markers_leave_the_softmax(policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World) -> None:
+def test_markers_leave_the_softmax(
+    policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World
+) -> None:
     markers = plan.vocabulary.markers
     (prompt,) = held_out(shards.split("train"), CFG, markers, 1, 0, ())
     every = [Branch(prompt.cut, np.array([v]), 0) for v in range(plan.vocabulary.size)]
-    scores = Scorer(policy, markers.ids, world, 64).branches([(prompt.trunk, branch) for branch in every])
+    scores = Scorer(policy, markers.ids, world, 64).branches(
+        [(prompt.trunk, branch) for branch in every]
+    )
     p = np.exp([s.total for s in scores])
     assert p[list(markers.ids)].tolist() == [0.0, 0.0]
     assert abs(p.sum() - 1.0) < 1e-5
@@ -91,7 +116,9 @@ def test_a_model_made_on_meta_is_the_model_made_for_real(policy: Policy) -> None
 
 def test_fresh_weights_depend_on_the_seed_alone(plan: load.Blueprint, world: dist.World) -> None:
     cfg = PolicyConfig(fresh=FreshPolicy(layers=2, width=32, heads=2, mlp_width=64, init_std=0.1))
-    one, same, other = (dict(load.named_full_tensors(load.load(cfg, plan, world, seed))) for seed in (0, 0, 1))
+    one, same, other = (
+        dict(load.named_full_tensors(load.load(cfg, plan, world, seed))) for seed in (0, 0, 1)
+    )
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(one[name], same[name])
     assert not torch.equal(one[name], other[name])
@@ -101,8 +128,18 @@ def test_fresh_weights_depend_on_the_seed_alone(plan: load.Blueprint, world: dis
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_saved_model_loads_with_its_own_logits(family: str, tie: bool, shards: ShardFolder, world: dist.World, tmp_path: Path) -> None:
-    fresh = FreshPolicy(architecture=family, layers=1, width=32, heads=2, kv_heads=1, mlp_width=48, tie_embeddings=tie)
+def test_a_saved_model_loads_with_its_own_logits(
+    family: str, tie: bool, shards: ShardFolder, world: dist.World, tmp_path: Path
+) -> None:
+    fresh = FreshPolicy(
+        architecture=family,
+        layers=1,
+        width=32,
+        heads=2,
+        kv_heads=1,
+        mlp_width=48,
+        tie_embeddings=tie,
+    )
     source = load.blueprint(PolicyConfig(fresh=fresh), shards)
     torch.manual_seed(0)
     config = source.config
@@ -123,7 +160,10 @@ def test_a_saved_model_loads_with_its_own_logits(family: str, tie: bool, shards:
 
 
 def test_markers_use_added_tokens_then_spare_rows_then_new_ones() -> None:
-    tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": "<think>", "id": 2}]}
+    tokenizer = {
+        "model": {"vocab": {"a": 0, "b": 1}},
+        "added_tokens": [{"content": "<think>", "id": 2}],
+    }
     cfg = PolicyConfig(fresh=FreshPolicy())
     assert vocabulary(cfg, tokenizer, 0).markers.ids == (2, 3)
     assert vocabulary(cfg, tokenizer, 0).size == 4
@@ -133,12 +173,20 @@ def test_markers_use_added_tokens_then_spare_rows_then_new_ones() -> None:
 
 def test_markers_of_several_ids_are_refused() -> None:
     tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}
-    with pytest.raises(UserError, match="no single id for '<think>'.*add_markers"):
+    with pytest.raises(UserError, match=r"no single id for '<think>'.*add_markers"):
         vocabulary(PolicyConfig(fresh=FreshPolicy(), add_markers=False), tokenizer, 0)
 
 
 def test_a_foreign_tokenizer_is_refused(shards: ShardFolder, tmp_path: Path) -> None:
-    lm = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))
+    lm = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=9,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
+    )
     lm.save_pretrained(tmp_path)
     text = shards.tokenizer_path.read_text().replace('"merges": [', '"merges": [["z", "q"],', 1)
     (tmp_path / "tokenizer.json").write_text(text)

@@ -20,14 +20,18 @@ def test_an_epoch_visits_every_usable_document_once(shards: ShardFolder) -> None
         seen = [stream.at(epoch * count + i) for i in range(count)]
         assert {e for e, _ in seen} == {epoch}
         assert len({d.document_id for _, d in seen}) == count
-    assert [stream.at(i)[1].document_id for i in range(9)] != [stream.at(count + i)[1].document_id for i in range(9)]
+    assert [stream.at(i)[1].document_id for i in range(9)] != [
+        stream.at(count + i)[1].document_id for i in range(9)
+    ]
 
 
 def test_ranks_share_one_stream_exactly_once(shards: ShardFolder) -> None:
     stream = window_stream(shards.split("train"), 0, "train")
     whole = [d.document_id for _, d in stream.take(40, 12, 0, 1)]
     for size in (2, 3, 4):
-        shares = [[d.document_id for _, d in stream.take(40, 12, rank, size)] for rank in range(size)]
+        shares = [
+            [d.document_id for _, d in stream.take(40, 12, rank, size)] for rank in range(size)
+        ]
         assert [shares[i % size][i // size] for i in range(12)] == whole
 
 
@@ -47,14 +51,20 @@ def test_prompts_are_views_of_the_document(shards: ShardFolder) -> None:
             assert 6 <= prompt.cut <= 24
             assert prompt.policy_ids.tolist() == [*document.ids[made.start : at], MARKERS.opener]
             assert prompt.continuation_ids.tolist() == document.ids[at : at + 5].tolist()
-            assert prompt.continuation_bytes == sum(len(token_bytes[i]) for i in prompt.continuation_ids)
+            assert prompt.continuation_bytes == sum(
+                len(token_bytes[i]) for i in prompt.continuation_ids
+            )
 
 
 def test_cuts_depend_on_seed_epoch_and_document_alone(shards: ShardFolder) -> None:
     document = max(shards.split("train"), key=lambda d: len(d.cuts))
     first = trunk(document, 0, CFG, seed=0)
     assert trunk(document, 0, CFG, seed=0).cuts == first.cuts
-    others = {(trunk(document, e, CFG, seed=s).start, trunk(document, e, CFG, seed=s).cuts) for e in range(4) for s in range(4)}
+    others = {
+        (trunk(document, e, CFG, seed=s).start, trunk(document, e, CFG, seed=s).cuts)
+        for e in range(4)
+        for s in range(4)
+    }
     assert len(others) > 4
 
 
@@ -78,7 +88,7 @@ def test_documents_shorter_than_a_cut_are_passed_over(shards: ShardFolder) -> No
 
 def test_no_document_long_enough_is_the_users_mistake(shards: ShardFolder) -> None:
     cfg = PromptConfig(context_tokens=10**6, min_context_tokens=10**6)
-    with pytest.raises(UserError, match="no document is long enough.*min_context_tokens"):
+    with pytest.raises(UserError, match=r"no document is long enough.*min_context_tokens"):
         prompt_stream(shards.split("train"), cfg, 0, "train")
     with pytest.raises(UserError, match="no document in them"):
         prompt_stream(shards.split("train"), CFG, 0, "train", domains=["nowhere.example"])
@@ -88,6 +98,8 @@ def test_offsets_count_bytes_of_windows(shards: ShardFolder) -> None:
     document = shards.split("train")[0]
     made = trunk(document, 0, CFG, seed=0)
     text = document.text.encode()[int(document.offsets[made.start]) :]
-    assert made.num_bytes(0, len(made.ids)) == len(b"".join(shards.token_bytes()[i] for i in made.ids))
+    assert made.num_bytes(0, len(made.ids)) == len(
+        b"".join(shards.token_bytes()[i] for i in made.ids)
+    )
     assert text.startswith(b"".join(shards.token_bytes()[int(i)] for i in made.ids))
     assert np.all(np.diff(made.offsets) > 0)

@@ -34,7 +34,14 @@ def test_splitmix_reference_stream_is_the_published_one() -> None:
 
 
 def test_keys_tell_parts_apart() -> None:
-    keys = {rng.key(0, "a", "bc"), rng.key(0, "ab", "c"), rng.key(0, "abc"), rng.key(0, "a", "b", "c"), rng.key(0, "a", 1), rng.key(0, "a", "1")}
+    keys = {
+        rng.key(0, "a", "bc"),
+        rng.key(0, "ab", "c"),
+        rng.key(0, "abc"),
+        rng.key(0, "a", "b", "c"),
+        rng.key(0, "a", 1),
+        rng.key(0, "a", "1"),
+    }
     assert len(keys) == 6
 
 

@@ -23,9 +23,15 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS":
 
 
 def started(toml: Path, *words: str, ranks: int = 1) -> subprocess.Popen[bytes]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        if ranks > 1
+        else []
+    )
     command = [sys.executable, *launcher, "-m", "rlpt.train", str(toml), *words]
-    return subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
@@ -44,7 +50,11 @@ def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     """The policy's tensors, read without any model."""
     path = checkpoint.path_of(run_dir, step)
     reader = dcp.FileSystemReader(path)
-    shapes = {k: v for k, v in reader.read_metadata().state_dict_metadata.items() if k.startswith("policy.")}
+    shapes = {
+        k: v
+        for k, v in reader.read_metadata().state_dict_metadata.items()
+        if k.startswith("policy.")
+    }
     tensors = {name: torch.empty(meta.size) for name, meta in shapes.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -56,7 +66,11 @@ def thoughts_of(run_dir: Path) -> list[tuple]:
     rows = []
     for path in sorted((run_dir / "rollouts").glob("*.zst")):
         lines = zstandard.decompress(path.read_bytes()).decode().splitlines()
-        rows += [(row["document"], row["cut"], r["ids"], r["finish"]) for row in map(json.loads, lines) for r in row["rollouts"]]
+        rows += [
+            (row["document"], row["cut"], r["ids"], r["finish"])
+            for row in map(json.loads, lines)
+            for r in row["rollouts"]
+        ]
     return rows
 
 
@@ -72,7 +86,8 @@ def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
     assert {row["stage"] for row in steps_of(whole)} == {"warmup", "rl"}
     summary = json.loads((whole / "summary.json").read_text())
     for name in (
-        "gain_heldout_before", "gain_heldout_after", "gain_change", "bits_per_byte_before", "bits_per_byte_after", "controls",
+        "gain_heldout_before", "gain_heldout_after", "gain_change", "bits_per_byte_before",
+        "bits_per_byte_after", "controls",
         "verdict", "steps", "wall_seconds", "rollout_tokens_per_second", "train_tokens_per_second",
         "next_token_accuracy_no_think_before", "next_token_accuracy_thought_after",
     ):  # fmt: skip
@@ -80,7 +95,13 @@ def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
     assert summary["steps"] == 12
     after, before = (summary[f"gain_heldout_{end}"]["mean"] for end in ("after", "before"))
     assert summary["gain_change"]["mean"] == pytest.approx(after - before, abs=1e-9)
-    assert {path.name for path in whole.iterdir()} >= {"config.json", "environment.json", "metrics.jsonl", "rollouts", "checkpoints"}
+    assert {path.name for path in whole.iterdir()} >= {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "rollouts",
+        "checkpoints",
+    }
     assert len(thoughts_of(whole)) == 6 * 4 * 3
 
 
@@ -96,18 +117,31 @@ def test_on_policy_ratios_are_one(whole: Path) -> None:
             assert row["mismatch/abs_log_ratio"] < 1e-5
 
 
-def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(whole: Path, toml: Path) -> None:
+def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
+    whole: Path, toml: Path
+) -> None:
     """Issue: rollouts exactly, losses and weights to 1e-5 relative, here with another micro-batch split too."""
     words = [f"--set=stage.{n}.micro_batch=1" for n in (0, 1)]
     finished(toml, "--set", "checkpoint.every=2", *words, ranks=2)
     two = toml.parent / "run"
     assert thoughts_of(two) == thoughts_of(whole)
     for mine, theirs in zip(steps_of(two), steps_of(whole), strict=True):
-        for name in ("loss/next_token", "loss/thought", "reward/mean", "gain/mean", "loss/grad_norm", "thought/length"):
-            assert mine.get(name, 0.0) == pytest.approx(theirs.get(name, 0.0), rel=1e-5, abs=1e-7), name
+        for name in (
+            "loss/next_token",
+            "loss/thought",
+            "reward/mean",
+            "gain/mean",
+            "loss/grad_norm",
+            "thought/length",
+        ):
+            assert mine.get(name, 0.0) == pytest.approx(
+                theirs.get(name, 0.0), rel=1e-5, abs=1e-7
+            ), name
     expected = weights_of(whole, 12)
     for name, tensor in weights_of(two, 12).items():
-        assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(expected[name]), name
+        assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(
+            expected[name]
+        ), name
 
 
 @pytest.mark.parametrize("kill_after_step", [3, 9])
@@ -154,9 +188,12 @@ def test_a_checkpoint_without_its_marker_is_none(whole: Path, tmp_path: Path) ->
     (checkpoint.path_of(copy, 12) / checkpoint.MARKER).unlink()
     with pytest.warns(UserWarning, match="step_000012: no COMPLETE marker"):
         assert checkpoint.complete_steps(copy) == [8, 10]
-    with pytest.raises(UserError, match="no COMPLETE marker.*last"):
+    with pytest.raises(UserError, match=r"no COMPLETE marker.*last"):
         checkpoint.find(f"{copy}@12")
-    with pytest.raises(UserError, match="no such checkpoint; complete ones: 8, 10"), pytest.warns(UserWarning, match="passed over"):
+    with (
+        pytest.raises(UserError, match="no such checkpoint; complete ones: 8, 10"),
+        pytest.warns(UserWarning, match="passed over"),
+    ):
         checkpoint.find(f"{copy}@3")
     file = next(checkpoint.path_of(copy, 10).glob("*.distcp"))
     file.write_bytes(file.read_bytes()[:-1])
@@ -173,7 +210,15 @@ def test_a_dry_run_resolves_everything_and_writes_nothing(toml: Path) -> None:
 
 def test_weights_travel_between_runs(whole: Path, toml: Path) -> None:
     """init_from gives the weights alone: the first evaluation is the last one of the run it starts from."""
-    finished(toml, "--set", f"init_from={whole}@12", "--set", "stage.0.steps=1", "--set", "stage.1.steps=1")
+    finished(
+        toml,
+        "--set",
+        f"init_from={whole}@12",
+        "--set",
+        "stage.0.steps=1",
+        "--set",
+        "stage.1.steps=1",
+    )
     moved = torch.cat([t.flatten() for t in weights_of(toml.parent / "run", 2).values()])
     source = torch.cat([t.flatten() for t in weights_of(whole, 12).values()])
     assert 0 < torch.linalg.vector_norm(moved - source) < 0.2 * torch.linalg.vector_norm(source)
@@ -186,7 +231,9 @@ def test_an_exported_checkpoint_is_the_policy(whole: Path, tmp_path: Path) -> No
 
     out = export(whole, 12, tmp_path / "hf")
     lm = transformers.AutoModelForCausalLM.from_pretrained(out)
-    weights = {name.removeprefix("policy.lm."): tensor for name, tensor in weights_of(whole, 12).items()}
+    weights = {
+        name.removeprefix("policy.lm."): tensor for name, tensor in weights_of(whole, 12).items()
+    }
     for name, parameter in lm.named_parameters():
         assert torch.equal(parameter, weights[name]), name
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)

@@ -29,36 +29,56 @@ STAGE = RLStage(name="rl", kind="rl", steps=4, documents_per_step=6, group_size=
 @pytest.fixture
 def groups(policy: Policy, plan: Blueprint, shards: ShardFolder, world: dist.World) -> list[Group]:
     stream = prompt_stream(shards.split("train"), CFG, 0, "train")
-    prompts = [p for e, d in stream.take(0, 6, 0, 1) for p in prompts_of(trunk(d, e, CFG, 0), CFG, plan.vocabulary.markers)]
-    engine = TransformersEngine(plan.config, plan.vocabulary.markers, ThoughtConfig(budget_tokens=4), 0, 32, world.device)
+    prompts = [
+        p
+        for e, d in stream.take(0, 6, 0, 1)
+        for p in prompts_of(trunk(d, e, CFG, 0), CFG, plan.vocabulary.markers)
+    ]
+    engine = TransformersEngine(
+        plan.config, plan.vocabulary.markers, ThoughtConfig(budget_tokens=4), 0, 32, world.device
+    )
     sync.publish(policy, engine, 0)
     return generate(engine, prompts, 3, "train")
 
 
 @pytest.fixture
 def learner(policy: Policy, plan: Blueprint, world: dist.World) -> Learner:
-    return Learner(policy, adamw(policy, OptimizerConfig()), None, plan.vocabulary.markers, world, seed=0)
+    return Learner(
+        policy, adamw(policy, OptimizerConfig()), None, plan.vocabulary.markers, world, seed=0
+    )
 
 
 def gradients(learner: Learner, groups: list[Group], stage: RLStage) -> dict[str, torch.Tensor]:
     advantage_PG = np.random.default_rng(0).normal(size=(len(groups), 3))
     learner.policy.zero_grad()
     _policy_gradient(learner, _weighted(groups, advantage_PG, stage, learner.world), stage)
-    return {name: local(p.grad).clone() for name, p in learner.policy.named_parameters() if p.grad is not None}
+    return {
+        name: local(p.grad).clone()
+        for name, p in learner.policy.named_parameters()
+        if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("aggregate", ["token", "prompt", "sequence"])
 @pytest.mark.parametrize("next_token_weight", [0.0, 0.3])
-def test_splitting_the_step_does_not_change_the_gradient(learner: Learner, groups: list[Group], aggregate: str, next_token_weight: float) -> None:
+def test_splitting_the_step_does_not_change_the_gradient(
+    learner: Learner, groups: list[Group], aggregate: str, next_token_weight: float
+) -> None:
     objective = ObjectiveConfig(aggregate=aggregate, next_token_weight=next_token_weight)
     whole = gradients(learner, groups, STAGE.model_copy(update={"objective": objective}))
     for size in (1, 2, 4):
-        split = gradients(learner, groups, STAGE.model_copy(update={"objective": objective, "micro_batch": size}))
+        split = gradients(
+            learner, groups, STAGE.model_copy(update={"objective": objective, "micro_batch": size})
+        )
         for name, value in whole.items():
-            assert torch.linalg.vector_norm(split[name] - value) <= 1e-5 * torch.linalg.vector_norm(value), name
+            assert torch.linalg.vector_norm(split[name] - value) <= 1e-5 * torch.linalg.vector_norm(
+                value
+            ), name
 
 
-def test_the_gradient_is_reinforce_one_sequence_at_a_time(learner: Learner, groups: list[Group], plan: Blueprint) -> None:
+def test_the_gradient_is_reinforce_one_sequence_at_a_time(
+    learner: Learner, groups: list[Group], plan: Blueprint
+) -> None:
     """-1/P sum_x 1/|y_x| sum_i A_i sum_t grad log pi(y_t), on policy, by an independent loop over plain sequences."""
     objective = ObjectiveConfig(mask="none", max_ratio=None, aggregate="prompt")
     found = gradients(learner, groups, STAGE.model_copy(update={"objective": objective}))
@@ -75,16 +95,26 @@ def test_the_gradient_is_reinforce_one_sequence_at_a_time(learner: Learner, grou
         for g, rollout in enumerate(group.rollouts):
             ids = torch.from_numpy(concat(group.prompt.policy_ids, rollout.ids))[None]
             logits = lm(ids).logits[0, len(group.prompt.policy_ids) - 1 : -1]
-            logits = logits.index_fill(1, torch.tensor([plan.vocabulary.markers.opener]), -torch.inf)
-            logp = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(rollout.ids)[:, None])[:, 0]
-            loss = loss - float(advantage_PG[p, g]) * logp[torch.from_numpy(rollout.action)].sum() / (actions * len(groups))
+            logits = logits.index_fill(
+                1, torch.tensor([plan.vocabulary.markers.opener]), -torch.inf
+            )
+            logp = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(rollout.ids)[:, None])[
+                :, 0
+            ]
+            loss = loss - float(advantage_PG[p, g]) * logp[
+                torch.from_numpy(rollout.action)
+            ].sum() / (actions * len(groups))
     loss.backward()
     for name, parameter in lm.named_parameters():
         expected = parameter.grad
-        assert torch.linalg.vector_norm(found[f"lm.{name}"] - expected) <= 2e-5 * torch.linalg.vector_norm(expected), name
+        assert torch.linalg.vector_norm(
+            found[f"lm.{name}"] - expected
+        ) <= 2e-5 * torch.linalg.vector_norm(expected), name
 
 
-def test_a_constant_reward_leaves_the_gradient_exactly_zero(learner: Learner, groups: list[Group]) -> None:
+def test_a_constant_reward_leaves_the_gradient_exactly_zero(
+    learner: Learner, groups: list[Group]
+) -> None:
     before = [local(p).clone() for p in learner.policy.parameters()]
     stage = STAGE.model_copy(update={"reward_control": "constant"})
     learner.optimizer = adamw(learner.policy, OptimizerConfig(weight_decay=0.0))
@@ -94,11 +124,15 @@ def test_a_constant_reward_leaves_the_gradient_exactly_zero(learner: Learner, gr
 
     stepped = rl_step(learner, groups, reward, stage, 0, 0)
     assert stepped.grad_norm == 0.0
-    assert all(torch.equal(a, local(b)) for a, b in zip(before, learner.policy.parameters(), strict=True))
+    assert all(
+        torch.equal(a, local(b)) for a, b in zip(before, learner.policy.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("baseline", ["none", "policy", "ema"])
-def test_a_baseline_of_the_prompt_cancels_in_centred_advantages(learner: Learner, groups: list[Group], baseline: str) -> None:
+def test_a_baseline_of_the_prompt_cancels_in_centred_advantages(
+    learner: Learner, groups: list[Group], baseline: str
+) -> None:
     """MEASURING, section 1: with and without it the advantages agree to 1e-6."""
     from rlpt.advantage import advantage
 
@@ -115,14 +149,20 @@ def test_a_baseline_of_the_prompt_cancels_in_centred_advantages(learner: Learner
             return [replace(s, logp=s.logp - 0.1 * i) for i, s in enumerate(own.trunks(spans))]
 
     def advantages(name: str, clip: float | None) -> np.ndarray:
-        reward = Gain({"policy": own, "ema": Shifted()}, markers, "policy", name, clip, centred=clip is None)
-        return advantage(reward(groups).reward_PG, baseline="leave_one_out", scale="none", moments=None)
+        reward = Gain(
+            {"policy": own, "ema": Shifted()}, markers, "policy", name, clip, centred=clip is None
+        )
+        return advantage(
+            reward(groups).reward_PG, baseline="leave_one_out", scale="none", moments=None
+        )
 
     # A clip so wide that it never acts keeps the baseline from being skipped.
     assert np.allclose(advantages(baseline, None), advantages("ema", 1e9), atol=1e-6)
 
 
-def test_a_gain_is_the_difference_of_two_scores_per_token(learner: Learner, groups: list[Group]) -> None:
+def test_a_gain_is_the_difference_of_two_scores_per_token(
+    learner: Learner, groups: list[Group]
+) -> None:
     scorer = Scorer(learner.policy, learner.markers.ids, learner.world, 16)
     rewarded = Gain({"policy": scorer}, learner.markers, "policy", "policy", None, True)(groups)
     from rlpt.types import thought_branch
@@ -131,7 +171,9 @@ def test_a_gain_is_the_difference_of_two_scores_per_token(learner: Learner, grou
         prompt = group.prompt
         bare = scorer.trunks([(prompt.trunk, prompt.cut, prompt.cut + 4)])[0].total
         for g, rollout in enumerate(group.rollouts):
-            own = scorer.branches([(prompt.trunk, thought_branch(prompt, learner.markers, rollout.thought_ids))])[0].total
+            own = scorer.branches(
+                [(prompt.trunk, thought_branch(prompt, learner.markers, rollout.thought_ids))]
+            )[0].total
             assert abs(rewarded.reward_PG[p, g] - (own - bare) / 4) < 1e-6
     value, count = rewarded.sums["gain/mean"]
     assert abs(value / count - rewarded.reward_PG.mean()) < 1e-9
@@ -143,7 +185,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(learner: Learner) -> None
         parameter.grad = torch.full_like(parameter, float("nan"))
     with pytest.raises(FloatingPointError, match="gradient norm is nan"):
         apply_gradients(learner, OptimizerConfig(), 0, 10, 0.9)
-    assert all(torch.equal(a, local(b)) for a, b in zip(before, learner.policy.parameters(), strict=True))
+    assert all(
+        torch.equal(a, local(b)) for a, b in zip(before, learner.policy.parameters(), strict=True)
+    )
 
 
 def test_the_first_adam_step_moves_by_the_learning_rate(learner: Learner) -> None:
@@ -164,8 +208,12 @@ def test_the_ema_moves_by_its_decay(learner: Learner, other_policy: Policy) -> N
     ema = other_policy
     before = [local(p).double().clone() for p in ema.parameters()]
     move_ema(ema, learner.policy, 0.9)
-    for average, old, new in zip(ema.parameters(), before, learner.policy.parameters(), strict=True):
-        assert torch.allclose(local(average).double(), 0.9 * old + 0.1 * local(new).double(), atol=1e-6)
+    for average, old, new in zip(
+        ema.parameters(), before, learner.policy.parameters(), strict=True
+    ):
+        assert torch.allclose(
+            local(average).double(), 0.9 * old + 0.1 * local(new).double(), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(("step", "constant", "linear", "cosine"), [
