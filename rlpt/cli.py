@@ -8,13 +8,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from rlpt.exits import MistakeError, guarded, is_main_rank
-
-Summary = dict[str, Any]
+from rlpt.summary import Summary, proving_text, text
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 run_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
@@ -40,40 +38,8 @@ def finish(result: Summary, as_json: bool) -> None:
 def conclude(summary: Summary, as_json: bool) -> None:
     """Print the summary of a run, and the machine-readable last line if it was asked for."""
     if is_main_rank():
-        click.echo("\n".join(summary_lines(summary)))
+        click.echo(text(summary))
     finish(summary, as_json)
-
-
-def summary_lines(summary: Summary) -> list[str]:
-    """One aligned line per number, the verdict first; intervals as ``mean [low, high]``."""
-    flat = dict(_flattened({key: summary[key] for key in sorted(summary, key=_verdict_first)}))
-    width = max((len(name) for name in flat), default=0)
-    return [f"{name:<{width}}  {text}" for name, text in flat.items()]
-
-
-def _verdict_first(key: str) -> bool:
-    return key != "verdict"
-
-
-def _flattened(table: Summary, prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in table.items():
-        if isinstance(value, dict) and not {"mean", "ci_low", "ci_high"} <= value.keys():
-            rows += _flattened(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", _number(value)))
-    return rows
-
-
-def _number(value: object) -> str:
-    if isinstance(value, dict):
-        low, high = _number(value["ci_low"]), _number(value["ci_high"])
-        return f"{_number(value['mean'])} [{low}, {high}]"
-    if isinstance(value, list | tuple):
-        return "; ".join(map(_number, value))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _show(renderable: object) -> None:
@@ -209,7 +175,7 @@ def report(run_dir: Path, as_json: bool) -> None:
 
     path = write(run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
-    click.echo("\n".join(summary_lines(summary)))
+    click.echo(text(summary))
     click.echo(f"\nreport: {path}")
     finish({"report": path, "summary": summary}, as_json)
 
@@ -298,7 +264,8 @@ def prove(seeds: list[int], report_only: bool, overrides: Sequence[str], as_json
     from rlpt.prove import run
 
     summary = run(seeds, [word for word in overrides if not word.startswith("pages.")])
-    conclude(summary, as_json)
+    click.echo(proving_text(summary))
+    finish(summary, as_json)
     if not (summary["passed"] or report_only):
         click.get_current_context().exit(1)
 

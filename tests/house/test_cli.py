@@ -142,17 +142,6 @@ def test_prove_prepares_the_pages_and_hands_over_seeds_and_overrides(
     assert exit_code(*words, "--report-only") == 0
 
 
-def test_summary_lines_put_the_verdict_first_and_show_intervals() -> None:
-    gain = {"mean": 0.123456, "ci_low": -0.5, "ci_high": 1.0}
-    summary = {"steps": 1300, "why": ["a", "b"], "verdict": "harmful", "controls": {"empty": gain}}
-    assert cli.summary_lines(summary) == [
-        "verdict         harmful",
-        "steps           1,300",
-        "why             a; b",
-        "controls.empty  0.1235 [-0.5, 1]",
-    ]
-
-
 def test_a_reader_that_stops_reading_is_no_fault() -> None:
     program = (
         "import sys; from rlpt.exits import guarded\n"
