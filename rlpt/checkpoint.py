@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -42,6 +43,10 @@ class Progress:
     """Wall time of all sessions of this run."""
     journals: dict[str, int] = field(default_factory=dict)
     """Bytes of the run's journals at this point."""
+    shards: str = ""
+    """Content hash of the shards that the order runs over."""
+    tokenizer: str = ""
+    """Hash of the tokenizer whose ids the weights know."""
 
 
 def path_of(run_dir: Path, step: int) -> Path:
@@ -145,7 +150,7 @@ def restore(path: Path, parts: Mapping[str, Any]) -> Progress:
             set_optimizer_state_dict(*part, optim_state_dict=state[name])
     if isinstance(rng := state.get("rng"), dict):
         torch.set_rng_state(rng["torch"])
-    return Progress(**json.loads((path / "progress.json").read_text()))
+    return read_progress(path)
 
 
 def find(reference: str) -> Path:
@@ -169,8 +174,26 @@ def find(reference: str) -> Path:
     return path
 
 
-def load_weights(path: Path, policy: Policy) -> None:
-    """The policy's weights alone."""
+def read_progress(path: Path) -> Progress:
+    return Progress(**json.loads((path / "progress.json").read_text()))
+
+
+def load_weights(path: Path, policy: Policy, tokenizer: str) -> None:
+    """The policy's weights alone. Raises UserError where they are another model's or of another tokenizer."""
+    if (known := read_progress(path).tokenizer) != tokenizer:
+        raise UserError(
+            f"{path}: its tokenizer has hash {known}, the shards' has {tokenizer}; use the shards it was trained on, "
+            "or prepare new ones with that run's tokenizer"
+        )
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    for name, parameter in policy.named_parameters():
+        found = getattr(stored.get(f"policy.{name}"), "size", None)
+        if found != parameter.shape:
+            has = "is absent" if found is None else f"has shape {tuple(found)}"
+            raise UserError(
+                f"{path}: tensor {name} {has}, this policy needs {tuple(parameter.shape)}; give [policy] the "
+                "architecture of the run it starts from"
+            )
     restore(path, {"policy": policy})
 
 

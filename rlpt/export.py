@@ -26,10 +26,11 @@ def export(run_dir: Path, step: int | None, out: Path) -> Path:
         raise UserError(f"{out}: is not empty; name another --out")
     cfg = parse(RunConfig, json.loads(config_path.read_text()), str(config_path))
     path = checkpoint.find(f"{run_dir}@{'last' if step is None else step}")
-    plan = load.blueprint(cfg.policy, ShardFolder.open(cfg.data.shards))
+    shards = ShardFolder.open(cfg.data.shards)
+    plan = load.blueprint(cfg.policy, shards)
     with dist.world() as world:
         policy = load.sharded(cfg.policy, plan, world)
-        checkpoint.load_weights(path, policy)
+        checkpoint.load_weights(path, policy, str(shards.manifest.tokenizer_hash))
         tensors = {
             name: tensor.cpu().contiguous() for name, tensor in load.named_full_tensors(policy)
         }

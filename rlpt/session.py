@@ -79,7 +79,8 @@ class Session:
         _check_shares(cfg, world)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
         if cfg.init_from is not None:
-            checkpoint.load_weights(checkpoint.find(cfg.init_from), policy)
+            tokenizer = str(shards.manifest.tokenizer_hash)
+            checkpoint.load_weights(checkpoint.find(cfg.init_from), policy, tokenizer)
         engine = TransformersEngine(
             plan.config,
             plan.vocabulary.markers,
@@ -100,14 +101,24 @@ class Session:
         dist.barrier(self.world)
         if not steps:
             self.log.truncate({}, 0)
-            return Progress()
+            manifest = self.shards.manifest
+            return Progress(shards=manifest.hash, tokenizer=str(manifest.tokenizer_hash))
         path = checkpoint.path_of(self.cfg.run_dir, steps[-1])
+        self._check_shards(checkpoint.read_progress(path).shards)
         progress = checkpoint.restore(path, {"policy": self.policy})
         self.log.truncate(progress.journals, progress.step)
         say(f"resuming {self.cfg.run_dir} at step {progress.step}", self.world.is_main)
         if progress.stage_step > 0:
             self.unfinished = progress
         return progress
+
+    def _check_shards(self, known: str) -> None:
+        found = self.shards.manifest.hash
+        if known != found:
+            raise UserError(
+                f"{self.cfg.run_dir}: was trained on shards with hash {known}, {self.shards.path} now has {found}; "
+                "put the old shards back, or choose another run_dir"
+            )
 
     def begin(self, stage: Stage) -> Work:
         """Optimiser, replicas, order and reward of a stage; restored where the run was cut off inside it."""

@@ -80,7 +80,8 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     plan = load.blueprint(config.policy, folder)
     policy = load.load(config.policy, plan, world, config.seed)
     if config.run is not None:
-        checkpoint.load_weights(checkpoint.find(config.run), policy)
+        tokenizer = str(folder.manifest.tokenizer_hash)
+        checkpoint.load_weights(checkpoint.find(config.run), policy, tokenizer)
     markers, batch = plan.vocabulary.markers, config.evaluation.batch_documents
     engine = TransformersEngine(
         *(plan.config, markers, config.thought, config.seed),

@@ -82,7 +82,7 @@ def whole(module_toml: Path) -> Path:
 
 
 def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
-    assert [row["step"] for row in steps_of(whole)] == list(range(1, 13))
+    assert [row["step"] for row in steps_of(whole)] == list(range(1, 21))
     assert {row["stage"] for row in steps_of(whole)} == {"warmup", "rl"}
     summary = json.loads((whole / "summary.json").read_text())
     for name in (
@@ -92,7 +92,7 @@ def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
         "next_token_accuracy_no_think_before", "next_token_accuracy_thought_after",
     ):  # fmt: skip
         assert summary[name] is not None, name
-    assert summary["steps"] == 12
+    assert summary["steps"] == 20
     after, before = (summary[f"gain_heldout_{end}"]["mean"] for end in ("after", "before"))
     assert summary["gain_change"]["mean"] == pytest.approx(after - before, abs=1e-9)
     assert {path.name for path in whole.iterdir()} >= {
@@ -102,7 +102,7 @@ def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
         "rollouts",
         "checkpoints",
     }
-    assert len(thoughts_of(whole)) == 6 * 4 * 3
+    assert len(thoughts_of(whole)) == 10 * 4 * 3
 
 
 def test_the_next_token_loss_falls(whole: Path) -> None:
@@ -126,25 +126,18 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
     two = toml.parent / "run"
     assert thoughts_of(two) == thoughts_of(whole)
     for mine, theirs in zip(steps_of(two), steps_of(whole), strict=True):
-        for name in (
-            "loss/next_token",
-            "loss/thought",
-            "reward/mean",
-            "gain/mean",
-            "loss/grad_norm",
-            "thought/length",
-        ):
-            assert mine.get(name, 0.0) == pytest.approx(
-                theirs.get(name, 0.0), rel=1e-5, abs=1e-7
-            ), name
-    expected = weights_of(whole, 12)
-    for name, tensor in weights_of(two, 12).items():
+        assert mine.keys() == theirs.keys()
+        for name in mine.keys() - {"stage"}:
+            # Log-ratios and gains are differences of fp32 log-probabilities: their noise is absolute.
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=2e-6), name
+    expected = weights_of(whole, 20)
+    for name, tensor in weights_of(two, 20).items():
         assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(
             expected[name]
         ), name
 
 
-@pytest.mark.parametrize("kill_after_step", [3, 9])
+@pytest.mark.parametrize("kill_after_step", [3, 15])
 def test_a_killed_run_goes_on_bit_for_bit(whole: Path, toml: Path, kill_after_step: int) -> None:
     process = started(toml, "--set", "checkpoint.every=2")
     metrics = toml.parent / "run" / "metrics.jsonl"
@@ -159,9 +152,26 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, toml: Path, kill_after_st
     resumed = toml.parent / "run"
     assert json.dumps(steps_of(resumed)) == json.dumps(steps_of(whole))
     assert thoughts_of(resumed) == thoughts_of(whole)
-    expected = weights_of(whole, 12)
-    for name, tensor in weights_of(resumed, 12).items():
+    expected = weights_of(whole, 20)
+    for name, tensor in weights_of(resumed, 20).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_step_that_blows_up_ends_in_one_line_and_keeps_the_last_checkpoint(toml: Path) -> None:
+    words = ["--set", "checkpoint.every=1", "--set", "stage.0.optimizer.lr=1e30"]
+    errors = finished(toml, *words, code=1)
+    assert "gradient norm is nan" in errors or "gradient norm is inf" in errors
+    assert "Traceback" not in errors
+    assert checkpoint.complete_steps(toml.parent / "run") == [1]
+
+
+def test_weights_of_another_shape_or_tokenizer_are_refused(whole: Path, toml: Path) -> None:
+    words = ["--set", f"init_from={whole}@20", "--set", "policy.fresh.width=64"]
+    assert "has shape" in finished(toml, *words, code=2)
+    from rlpt.policy.policy import Policy
+
+    with pytest.raises(UserError, match=r"its tokenizer has hash .*, the shards' has other"):
+        checkpoint.load_weights(checkpoint.find(f"{whole}@20"), Policy(torch.nn.Module()), "other")
 
 
 def test_a_finished_run_is_not_trained_again(whole: Path, module_toml: Path) -> None:
@@ -177,7 +187,7 @@ def test_a_folder_of_another_configuration_is_refused(whole: Path, module_toml: 
 
 
 def test_the_oldest_checkpoints_go(whole: Path) -> None:
-    assert checkpoint.complete_steps(whole) == [8, 10, 12]
+    assert checkpoint.complete_steps(whole) == [16, 18, 20]
 
 
 def test_a_checkpoint_without_its_marker_is_none(whole: Path, tmp_path: Path) -> None:
@@ -185,24 +195,24 @@ def test_a_checkpoint_without_its_marker_is_none(whole: Path, tmp_path: Path) ->
 
     copy = tmp_path / "run"
     shutil.copytree(whole, copy)
-    (checkpoint.path_of(copy, 12) / checkpoint.MARKER).unlink()
-    with pytest.warns(UserWarning, match="step_000012: no COMPLETE marker"):
-        assert checkpoint.complete_steps(copy) == [8, 10]
+    (checkpoint.path_of(copy, 20) / checkpoint.MARKER).unlink()
+    with pytest.warns(UserWarning, match="step_000020: no COMPLETE marker"):
+        assert checkpoint.complete_steps(copy) == [16, 18]
     with pytest.raises(UserError, match=r"no COMPLETE marker.*last"):
-        checkpoint.find(f"{copy}@12")
+        checkpoint.find(f"{copy}@20")
     with (
-        pytest.raises(UserError, match="no such checkpoint; complete ones: 8, 10"),
+        pytest.raises(UserError, match="no such checkpoint; complete ones: 16, 18"),
         pytest.warns(UserWarning, match="passed over"),
     ):
         checkpoint.find(f"{copy}@3")
-    file = next(checkpoint.path_of(copy, 10).glob("*.distcp"))
+    file = next(checkpoint.path_of(copy, 18).glob("*.distcp"))
     file.write_bytes(file.read_bytes()[:-1])
-    assert "bytes, the marker says" in str(checkpoint.defect(checkpoint.path_of(copy, 10)))
+    assert "bytes, the marker says" in str(checkpoint.defect(checkpoint.path_of(copy, 18)))
 
 
 def test_a_dry_run_resolves_everything_and_writes_nothing(toml: Path) -> None:
     plan = run(load(RunConfig, toml), dry_run=True)
-    assert plan["steps"] == 12
+    assert plan["steps"] == 20
     # Embedding 322 x 32 (tied), 4 x 32 x 32 attention, 3 x 32 x 64 MLP, three norms of 32.
     assert plan["policy"]["parameters"] == 322 * 32 + 4 * 32 * 32 + 3 * 32 * 64 + 3 * 32
     assert not (toml.parent / "run").exists()
@@ -213,14 +223,14 @@ def test_weights_travel_between_runs(whole: Path, toml: Path) -> None:
     finished(
         toml,
         "--set",
-        f"init_from={whole}@12",
+        f"init_from={whole}@20",
         "--set",
         "stage.0.steps=1",
         "--set",
         "stage.1.steps=1",
     )
     moved = torch.cat([t.flatten() for t in weights_of(toml.parent / "run", 2).values()])
-    source = torch.cat([t.flatten() for t in weights_of(whole, 12).values()])
+    source = torch.cat([t.flatten() for t in weights_of(whole, 20).values()])
     assert 0 < torch.linalg.vector_norm(moved - source) < 0.2 * torch.linalg.vector_norm(source)
 
 
@@ -229,14 +239,14 @@ def test_an_exported_checkpoint_is_the_policy(whole: Path, tmp_path: Path) -> No
 
     from rlpt.export import export
 
-    out = export(whole, 12, tmp_path / "hf")
+    out = export(whole, 20, tmp_path / "hf")
     lm = transformers.AutoModelForCausalLM.from_pretrained(out)
     weights = {
-        name.removeprefix("policy.lm."): tensor for name, tensor in weights_of(whole, 12).items()
+        name.removeprefix("policy.lm."): tensor for name, tensor in weights_of(whole, 20).items()
     }
     for name, parameter in lm.named_parameters():
         assert torch.equal(parameter, weights[name]), name
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert tokenizer.convert_tokens_to_ids(["<think>", "</think>"]) == [320, 321]
     with pytest.raises(UserError, match="is not empty"):
-        export(whole, 12, out)
+        export(whole, 20, out)
