@@ -129,5 +129,4 @@ def next_token_loss(
     logp_R: Float[Tensor, " R"], weight_R: Float[Tensor, " R"]
 ) -> Float[Tensor, ""]:
     """-sum_r w_r log pi_r. Its weights hold a denominator of their own, never the thoughts'."""
-    used_R = weight_R != 0
-    return -torch.where(used_R, weight_R * torch.where(used_R, logp_R, 0.0), 0.0).sum()
+    return -torch.where(weight_R != 0, weight_R * logp_R, 0.0).sum()

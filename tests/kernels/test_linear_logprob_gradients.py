@@ -116,7 +116,7 @@ def test_one_ignored_row_leaves_the_others_alone(impl, problem, gradients):
     target_N[4] = 3
     found = linear_logprob(*leaves, target_N, ignore_index=3, impl=impl)
     assert found.logp[4].item() == 0.0
-    scale_N = torch.zeros(len(target_N))
+    scale_N = torch.ones(len(target_N))
     scale_N[kept] = torch.sin(torch.arange(int(kept.sum())) + 1.0)
     d_hidden_ND, d_weight_VD = torch.autograd.grad((scale_N * found.logp).sum(), leaves)
     assert torch.allclose(d_hidden_ND[kept], wanted[0], atol=1e-6)
