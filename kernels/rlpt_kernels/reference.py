@@ -32,10 +32,9 @@ def linear_logprob_reference(
 
 def _pick(logp_N: Float[Tensor, " N"], ignored_N: Tensor) -> Float[Tensor, " N"]:
     """0 where ignored; a target of probability 0 stays -inf and sends no gradient."""
-    dead_N = torch.isneginf(logp_N)
-    # Mask before the value reaches the graph's end: a gradient of 0 times -inf would be NaN.
-    alive_N = logp_N.masked_fill(dead_N | ignored_N, 0.0)
-    return alive_N.masked_fill(dead_N & ~ignored_N, -torch.inf)
+    dead_N = torch.isneginf(logp_N) & ~ignored_N
+    # Filled again so that the gradient stops here: passed on, it would reach the other ids.
+    return logp_N.masked_fill(ignored_N, 0.0).masked_fill(dead_N, -torch.inf)
 
 
 def _entropy(logp_NV: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:

@@ -118,6 +118,11 @@ def test_moments_are_mean_and_population_std(reward_PG):
     assert moments.std == pytest.approx(reward_PG.std(), abs=1e-4)
 
 
+def test_moments_of_ranks_add_up_also_around_a_mean_that_is_not_zero():
+    whole = batch_moments(GROUPS_PG[:1]) + batch_moments(GROUPS_PG[1:])
+    assert (whole.count, whole.mean, whole.std) == (8.0, GROUPS_PG.mean(), GROUPS_PG.std())
+
+
 def test_a_batch_without_spread_or_without_rewards_has_std_zero():
     assert batch_moments(np.zeros((0, 4))).std == 0.0
     assert Moments(0.0, 0.0, 0.0).mean == 0.0

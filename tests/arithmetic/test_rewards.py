@@ -31,6 +31,7 @@ def test_gain_of_float32_scores_is_float64():
     thought_PG = np.array([[-1e4 - 0.25]], dtype=np.float32)
     found_PG = gain(thought_PG, np.array([-1e4], dtype=np.float32), np.array([3]))
     assert found_PG.dtype == np.float64
+    assert gain(thought_PG, None, np.array([3])).dtype == np.float64
     assert found_PG[0, 0] == pytest.approx(-0.25 / 3, rel=1e-2)
 
 

@@ -95,6 +95,21 @@ def test_half_precision_gradients_are_rounded_once(impl, problem, gradients):
         assert bool(((a.double() - b).abs() <= bound).all())
 
 
+def test_the_slabs_backward_is_float32_inside_autocast_too(problem):
+    """Its matmuls are its own; those of the reference are autograd's, to be called outside."""
+    hidden_ND, weight_VD, target_N = problem()
+    leaves, ones_N = [x.requires_grad_() for x in (hidden_ND, weight_VD)], torch.ones(len(target_N))
+    plain = torch.autograd.grad(
+        linear_logprob(*leaves, target_N, impl="slabs").logp, leaves, ones_N
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = torch.autograd.grad(
+            linear_logprob(*leaves, target_N, impl="slabs").logp, leaves, ones_N
+        )
+    for a, b in zip(plain, cast, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_ignored_rows_score_zero_and_send_nothing(impl, problem):
     hidden_ND, weight_VD, target_N = problem()
     target_N[:] = -100

@@ -27,6 +27,10 @@ from rlpt_kernels.head import Head, check
         (r"banned holds 10, outside the vocabulary", {"banned": (3, 10)}),
         (r"banned holds all 10 ids", {"banned": range(10)}),
         (r"bias is -inf for every id", {"bias": torch.full((10,), -math.inf)}),
+        (
+            r"bias is -inf for every id that is not banned",
+            {"bias": torch.tensor([0.0] + [-math.inf] * 9), "banned": (0,)},
+        ),
     ],
 )
 def test_mistakes_are_refused_by_name(impl, message, settings, problem):
