@@ -132,6 +132,8 @@ class MixConfig(Strict):
     """A span of the context, copied, as the thought."""
     empty: Fraction = 0.0
     """Opener and closer with nothing between."""
+    thoughts_per_window: Positive = 1
+    """Most thoughts in one copied or empty frame; each sits at a cut of its own."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> "MixConfig":

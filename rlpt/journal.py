@@ -79,7 +79,7 @@ def _row(
         "domain": prompt.trunk.domain,
         "cut": prompt.key[2],
         "context": read.text(prompt.trunk.ids[max(0, prompt.cut - _CONTEXT_SHOWN) : prompt.cut]),
-        "continuation_tokens": [read.text([index]) for index in prompt.continuation_ids],
+        "continuation_tokens": [read.text(part) for part in np.split(prompt.continuation_ids, prompt.horizon)],
         "no_think_logp": _plain(no_think[p]) if no_think else None,
         "rollouts": [
             _rollout(groups[p], g, p, stepped, read) for g in range(len(groups[p].rollouts))
@@ -112,7 +112,7 @@ class _Reader:
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
         self.token_bytes = token_bytes
 
-    def text(self, ids: Sequence[int] | np.ndarray) -> str:
+    def text(self, ids: np.ndarray) -> str:
         known = [
             self.token_bytes[int(index)] for index in ids if int(index) < len(self.token_bytes)
         ]

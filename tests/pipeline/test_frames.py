@@ -1,5 +1,7 @@
 """Next-token frames: what is shown, and what of it is a target."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -60,6 +62,30 @@ def test_a_page_without_thoughts_is_shown_plain() -> None:
     ids, target = shown(framer(worked=1.0).frame(0, page(thoughts=())))
     assert ids == list(range(10, 20))
     assert target == [0] * 7 + [17, 18, 0]
+
+
+def test_several_thoughts_in_one_window_keep_the_text_in_order(shards: ShardFolder) -> None:
+    make = framer(copied=1.0)
+    make = replace(
+        make, mix=make.mix.model_copy(update={"thoughts_per_window": 3}), window_tokens=64
+    )
+    most = 0
+    for document in shards.split("train"):
+        frame = make.frame(0, document)
+        ids, target = shown(frame)
+        most = max(most, ids.count(MARKERS.opener))
+        assert ids.count(MARKERS.opener) == ids.count(MARKERS.closer) == len(frame.trunk.cuts)
+        text, inside = [], False
+        for index, trained in zip(ids, target, strict=True):
+            inside |= index == MARKERS.opener
+            if not inside:
+                text.append(index)
+            assert bool(trained) == (
+                (index != MARKERS.opener and len(text) != 1) or (inside and index != MARKERS.opener)
+            )
+            inside &= index != MARKERS.closer
+        assert text == frame.trunk.ids.tolist()
+    assert most == 3
 
 
 def test_the_opener_is_never_a_target(shards: ShardFolder) -> None:

@@ -11,6 +11,7 @@ from rlpt import dist
 from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig
 from rlpt.policy import load
 from rlpt.policy.markers import vocabulary
+from rlpt.policy.packing import pack, rows
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import held_out
@@ -192,3 +193,45 @@ def test_a_foreign_tokenizer_is_refused(shards: ShardFolder, tmp_path: Path) -> 
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="tokenizer is not the one of the shards"):
         load.blueprint(PolicyConfig(path=tmp_path), shards)
+
+
+def test_checkpointed_activations_give_the_same_gradient(
+    shards: ShardFolder, world: dist.World
+) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        fresh = FreshPolicy(layers=2, width=32, heads=2, mlp_width=64, init_std=0.1)
+        cfg = PolicyConfig(fresh=fresh, gradient_checkpointing=checkpointing)
+        plan = load.blueprint(cfg, shards)
+        policy = load.load(cfg, plan, world, seed=0)
+        prompts = held_out(shards.split("train"), CFG, plan.vocabulary.markers, 4, 0, ())
+        packed = pack([prompt.trunk for prompt in prompts], [], world.device)
+        hidden = [packed.trunk_rows(k, 1, len(p.trunk.ids)) for k, p in enumerate(prompts)]
+        kind = rows(hidden, [p.trunk.ids[1:] for p in prompts], (), world.device)
+        policy(packed, [kind])[0].logp_R.sum().backward()
+        gradients.append([load.local(p.grad) for p in policy.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_compute_keeps_fp32_masters_and_logits(shards: ShardFolder, world: dist.World) -> None:
+    fresh = FreshPolicy(layers=2, width=32, heads=2, mlp_width=64, init_std=0.1)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        cfg = PolicyConfig(fresh=fresh, compute_dtype=dtype)
+        plan = load.blueprint(cfg, shards)
+        policy = load.load(cfg, plan, world, seed=0)
+        assert all(p.dtype == torch.float32 for p in policy.parameters())
+        prompts = held_out(shards.split("train"), CFG, plan.vocabulary.markers, 12, 0, ())
+        scorer = Scorer(policy, plan.vocabulary.markers.ids, world, 12)
+        found.append(
+            np.concatenate(
+                [s.logp for s in scorer.trunks([(p.trunk, 1, len(p.trunk.ids)) for p in prompts])]
+            )
+        )
+    assert found[1].dtype == np.float32
+    error = np.abs(found[1] - found[0])
+    # bf16 has 8 bits: an error of its size, and not that of bf16 logits (steps of 2^-6 here), which would be coarser.
+    assert 1e-5 < error.max() < 0.1
+    assert len(np.unique(found[1])) > 0.9 * len(found[1])
