@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 QUICKSTART_ARGS ?=
 QUICKSTART_RUN ?= runs/quickstart
 PROVE_ARGS ?=
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
@@ -22,13 +22,14 @@ PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
 	sys.version_info >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, and {sys.executable} is {v}; try: make PYTHON=python3.11")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart prove prove-all test lint bench clean
+.PHONY: help quickstart prove prove-all test test-slow lint bench clean
 
 help:
 	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
 	@echo "make prove        the proving ground: does a thought that helps get learned? (one seed)"
 	@echo "make prove-all    the same for three seeds"
 	@echo "make test         install, lint, types, import contracts, tests"
+	@echo "make test-slow    the tests that take minutes"
 	@echo "make lint         lint, types, import contracts"
 	@echo "make bench        benchmarks in launch/bench"
 	@echo "make clean        remove caches and builds (runs/ and $(VENV) stay)"
@@ -54,8 +55,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # ---- what you came for -------------------------------------------------------------------------
 
-quickstart: $(VENV)/.installed
-	$(BIN)/rlpt data prepare configs/data/installed_docs.toml
+# The documentation on a machine changes with what is installed; shards that are there are kept.
+runs/data/installed_docs/manifest.json: $(VENV)/.installed
+	@test -f $@ || $(BIN)/rlpt data prepare configs/data/installed_docs.toml
+
+quickstart: runs/data/installed_docs/manifest.json
 	$(BIN)/rlpt train configs/train/quickstart.toml $(QUICKSTART_ARGS)
 	$(BIN)/rlpt report $(QUICKSTART_RUN)
 
@@ -75,6 +79,9 @@ lint: $(VENV)/.installed-dev
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m slow
 
 bench: $(VENV)/.installed-dev
 	@ls launch/bench/*.sh >/dev/null 2>&1 || { echo "launch/bench: no benchmark yet"; exit 2; }

@@ -174,8 +174,9 @@ def report(run_dir: Path, as_json: bool) -> None:
     from rlpt.report import write
 
     path = write(run_dir)
-    summary = json.loads((run_dir / "summary.json").read_text())
-    click.echo(text(summary))
+    found = run_dir / "summary.json"
+    summary = json.loads(found.read_text()) if found.is_file() else {}
+    click.echo(text(summary) or f"{run_dir}: not finished, so it has no summary yet")
     click.echo(f"\nreport: {path}")
     finish({"report": path, "summary": summary}, as_json)
 

@@ -117,11 +117,13 @@ def test_on_policy_ratios_are_one(whole: Path) -> None:
             assert row["mismatch/abs_log_ratio"] < 1e-5
 
 
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
-    whole: Path, toml: Path
+    whole: Path, toml: Path, replicas: int
 ) -> None:
     """Issue: rollouts exactly, losses and weights to 1e-5 relative, here with another micro-batch split too."""
     words = [f"--set=stage.{n}.micro_batch=1" for n in (0, 1)]
+    words.append(f"--set=policy.replicas={replicas}")
     finished(toml, "--set", "checkpoint.every=2", *words, ranks=2)
     two = toml.parent / "run"
     assert thoughts_of(two) == thoughts_of(whole)
@@ -130,6 +132,9 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
         for name in mine.keys() - {"stage"}:
             # Log-ratios and gains are differences of fp32 log-probabilities: their noise is absolute.
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=2e-6), name
+    mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (two, whole))
+    for name in ("gain_heldout_after", "gain_change", "bits_per_byte_after"):
+        assert mine[name]["mean"] == pytest.approx(theirs[name]["mean"], abs=1e-5), name
     expected = weights_of(whole, 20)
     for name, tensor in weights_of(two, 20).items():
         assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(
