@@ -5,7 +5,7 @@ cuts of a document are drawn from (seed, epoch, document). One cursor names the 
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Integer
 
 from rlpt import rng
 from rlpt.config import PromptConfig
@@ -81,9 +81,7 @@ def prompt_stream(
 ) -> Stream:
     """Documents with at least one cut that leaves enough context and a whole horizon."""
     indices = in_domains(split, domains)
-    enough = split.num_tokens[indices] >= cfg.min_context_tokens + cfg.horizon_tokens
-    usable = [int(i) for i in indices[enough] if len(eligible_cuts(split[int(i)], cfg))]
-    return Stream(split, seed, purpose, usable)
+    return Stream(split, seed, purpose, indices[_has_eligible_cut(split, cfg)[indices]].tolist())
 
 
 def window_stream(split: Split, seed: int, purpose: str, domains: Sequence[str] = ()) -> Stream:
@@ -94,10 +92,28 @@ def window_stream(split: Split, seed: int, purpose: str, domains: Sequence[str] 
 
 def eligible_cuts(document: Document, cfg: PromptConfig) -> Int[np.ndarray, " K"]:
     """Candidate cuts of the allowed kinds with ``min_context_tokens`` before and ``horizon_tokens`` after them."""
-    kinds = np.array([CUT_KINDS.index(kind) for kind in cfg.cut_kinds])
     cuts = np.asarray(document.cuts, dtype=np.int64)
-    fits = (cuts >= cfg.min_context_tokens) & (cuts + cfg.horizon_tokens <= len(document.ids))
-    return cuts[fits & np.isin(np.asarray(document.cut_kinds), kinds)]
+    return cuts[_eligible(cuts, np.asarray(document.cut_kinds), len(document.ids), cfg)]
+
+
+def _has_eligible_cut(split: Split, cfg: PromptConfig) -> Bool[np.ndarray, " documents"]:
+    """Which documents have an eligible cut, from the columns of the whole split: no document is decoded."""
+    lengths = np.repeat(split.num_tokens, split.num_cuts)
+    fits = _eligible(split.flat_cuts, split.flat_cut_kinds, lengths, cfg)
+    before = np.concatenate([[0], np.cumsum(fits)])[split.cut_offsets]
+    return before[1:] > before[:-1]
+
+
+def _eligible(
+    cuts: Int[np.ndarray, " K"],
+    cut_kinds: Integer[np.ndarray, " K"],
+    num_tokens: Int[np.ndarray, " K"] | int,
+    cfg: PromptConfig,
+) -> Bool[np.ndarray, " K"]:
+    """Of cuts in documents of ``num_tokens`` tokens, those that ``eligible_cuts`` keeps."""
+    kinds = [CUT_KINDS.index(kind) for kind in cfg.cut_kinds]
+    fits = (cuts >= cfg.min_context_tokens) & (cuts + cfg.horizon_tokens <= num_tokens)
+    return fits & np.isin(cut_kinds, kinds)
 
 
 def trunk(document: Document, epoch: int, cfg: PromptConfig, seed: int) -> Trunk:

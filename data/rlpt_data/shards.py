@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8, UInt32
+from jaxtyping import Int64, UInt8, UInt32
 
 from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, read_manifest
 from rlpt_data.strict import UserError
@@ -129,6 +129,21 @@ class Split:
         return self._lengths("cuts")
 
     @functools.cached_property
+    def flat_cuts(self) -> Int64[np.ndarray, " C"]:
+        """The cuts of every document, one after the other; see ``cut_offsets``."""
+        return self._flat("cuts")
+
+    @functools.cached_property
+    def flat_cut_kinds(self) -> Int64[np.ndarray, " C"]:
+        """Index into CUT_KINDS, one for each of ``flat_cuts``."""
+        return self._flat("cut_kinds")
+
+    @functools.cached_property
+    def cut_offsets(self) -> Int64[np.ndarray, " starts"]:
+        """(documents + 1,). Document i owns [cut_offsets[i], cut_offsets[i + 1]) of the flat arrays."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.num_cuts)])
+
+    @functools.cached_property
     def document_ids(self) -> list[str]:
         return self._strings("document_id")
 
@@ -138,6 +153,11 @@ class Split:
 
     def _lengths(self, column: str) -> np.ndarray:
         parts = [batch.column(column).value_lengths().to_numpy() for batch in self._batches]
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+
+    def _flat(self, column: str) -> np.ndarray:
+        # `flatten` looks at this batch's rows alone; `values` would also see a slice's neighbours.
+        parts = [batch.column(column).flatten().to_numpy() for batch in self._batches]
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
     def _strings(self, column: str) -> list[str]:

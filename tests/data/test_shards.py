@@ -95,6 +95,28 @@ def test_positions_run_over_files_and_batches(tmp_path: Path) -> None:
             split[index]
 
 
+def test_the_flat_cuts_are_those_of_the_documents_one_after_the_other(tmp_path: Path) -> None:
+    none, kinds = u32(), np.array([], np.uint8)
+    rows = [
+        document(f"document {number}", cuts=none, cut_kinds=kinds)
+        if number % 3 == 0
+        else document(f"document {number}", cuts=u32(1, 2 + number)[number % 2 :], cut_kinds=k)
+        for number, k in ((n, np.array([n % 4, 3], np.uint8)[n % 2 :]) for n in range(17))
+    ]
+    facts, options = Facts(vocab_size=256), {"shard_bytes": 900, "rows_per_batch": 2}
+    write_folder(tmp_path / "s", {"train": rows}, BYTES.json_bytes, facts, **options)
+    split = ShardFolder.open(tmp_path / "s").split("train")
+    starts = split.cut_offsets
+    arrays = (split.flat_cuts, split.flat_cut_kinds, starts)
+    assert [array.dtype for array in arrays] == [np.int64] * 3
+    assert len(starts) == 17 + 1
+    assert starts[-1] == len(split.flat_cuts) == len(split.flat_cut_kinds)
+    for number, row in enumerate(rows):
+        owned = slice(starts[number], starts[number + 1])
+        assert split.flat_cuts[owned].tolist() == row.cuts.tolist()
+        assert split.flat_cut_kinds[owned].tolist() == row.cut_kinds.tolist()
+
+
 def test_counts_and_verify_agree_with_the_rows(tmp_path: Path) -> None:
     folder = write(tmp_path / "s")
     counts = folder.manifest.counts["train"]

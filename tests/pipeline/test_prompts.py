@@ -6,7 +6,7 @@ import pytest
 from rlpt.config import PromptConfig
 from rlpt.prompts import eligible_cuts, held_out, prompt_stream, prompts_of, trunk, window_stream
 from rlpt.types import Markers
-from rlpt_data.shards import ShardFolder
+from rlpt_data.shards import CUT_KINDS, ShardFolder
 from rlpt_data.strict import UserError
 
 MARKERS = Markers(320, 321)
@@ -84,6 +84,25 @@ def test_documents_shorter_than_a_cut_are_passed_over(shards: ShardFolder) -> No
     stream = prompt_stream(shards.split("train"), cfg, 0, "train")
     assert 0 < len(stream.usable) < len(shards.split("train"))
     assert all(shards.split("train").num_tokens[i] >= longest - 76 for i in stream.usable)
+
+
+@pytest.mark.parametrize(
+    ("least", "horizon", "kinds"),
+    [(6, 5, CUT_KINDS), (60, 30, ("sentence",)), (70, 8, ("random",)), (20, 90, ("paragraph",))],
+)
+def test_usable_documents_are_those_with_an_eligible_cut_and_none_is_decoded_to_know(
+    shards: ShardFolder, monkeypatch: pytest.MonkeyPatch, least: int, horizon: int, kinds: tuple
+) -> None:
+    cfg = PromptConfig(min_context_tokens=least, horizon_tokens=horizon, cut_kinds=kinds)
+    split = shards.split("train")
+    expected = [n for n, document in enumerate(split) if len(eligible_cuts(document, cfg))]
+    assert len(kinds) == 4 or 0 < len(expected) < len(split)
+
+    def decoded(*_: object) -> None:
+        raise AssertionError("a document was decoded")
+
+    monkeypatch.setattr(type(split), "__getitem__", decoded)
+    assert prompt_stream(split, cfg, 0, "train").usable.tolist() == expected
 
 
 def test_no_document_long_enough_is_the_users_mistake(shards: ShardFolder) -> None:
