@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64, UInt8, UInt32
 
-from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, read_manifest
+from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, digest_file, read_manifest
 from rlpt_data.strict import UserError
 from rlpt_data.token_bytes import token_bytes
 
@@ -173,13 +173,14 @@ class ShardFolder:
 
     @classmethod
     def open(cls, path: Path) -> "ShardFolder":
-        """Cheap checks only: the manifest parses and every file has its size.
+        """Cheap checks only: the manifest parses, every file has its size, the tokenizer its hash.
 
         Raises UserError naming the file, expected and found. ``verify_folder`` reads every byte.
         """
         manifest = read_manifest(path)
         for entry in manifest.files:
             _check_size(path, entry)
+        _check_tokenizer(path / TOKENIZER, manifest.tokenizer_hash)
         return cls(path, manifest)
 
     @property
@@ -237,6 +238,16 @@ def _check_size(folder: Path, entry: FileEntry) -> None:
     raise UserError(
         f"{file}: {what}, the manifest says {entry.bytes}; run `rlpt data prepare` again"
     )
+
+
+def _check_tokenizer(file: Path, expected: str | None) -> None:
+    """Checkpoints trust this hash: ids of another tokenizer would load and mean other text."""
+    found = digest_file(file) if file.is_file() else None
+    if found != expected:
+        raise UserError(
+            f"{file}: checksum {found}, the manifest says {expected}; put the file it was written "
+            "with back, or run `rlpt data prepare` again"
+        )
 
 
 def _batches(path: Path) -> list[pa.RecordBatch]:

@@ -26,10 +26,18 @@ class Vocabulary:
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """The parsed tokenizer.json. Raises UserError when there is none."""
+    """The parsed tokenizer.json. Raises UserError when there is none, or something else."""
     if not path.is_file():
         raise UserError(f"{path}: no tokenizer there; a policy folder needs its tokenizer.json")
-    return json.loads(path.read_text("utf-8"))
+    try:
+        table = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}; put a whole tokenizer.json there") from error
+    if not isinstance(table, dict) or "vocab" not in (table.get("model") or {}):
+        raise UserError(
+            f"{path}: no model.vocab inside; put a tokenizer.json of Hugging Face there"
+        )
+    return table
 
 
 def tokenizer_size(tokenizer: dict[str, Any]) -> int:

@@ -152,6 +152,27 @@ def test_a_truncated_shard_is_named_with_both_sizes(tmp_path: Path) -> None:
         ShardFolder.open(tmp_path / "s")
 
 
+@pytest.mark.parametrize(("old", "new"), [(b"{", b"\xff"), (b'"1.0"', b'"1.1"')])
+def test_a_tokenizer_of_the_right_size_and_other_bytes_is_refused_on_opening(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    expected = str(write(tmp_path / "s").manifest.tokenizer_hash)
+    file = tmp_path / "s/tokenizer.json"
+    data = file.read_bytes().replace(old, new, 1)
+    file.write_bytes(data)
+    message = rf"tokenizer\.json: checksum {digest(data)}, the manifest says {expected}; .*prepare"
+    with pytest.raises(UserError, match=message):
+        ShardFolder.open(tmp_path / "s")
+
+
+def test_a_tokenizer_that_the_manifest_does_not_know_is_refused(tmp_path: Path) -> None:
+    rows = {"train": [document("one")]}
+    write_folder(tmp_path / "s", rows, None, Facts(vocab_size=256))
+    (tmp_path / "s/tokenizer.json").write_bytes(BYTES.json_bytes)
+    with pytest.raises(UserError, match="the manifest says None"):
+        ShardFolder.open(tmp_path / "s")
+
+
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     write(tmp_path / "s")
     for name in ("train/00000.arrow", "tokenizer.json"):

@@ -10,7 +10,7 @@ import transformers
 from rlpt import dist
 from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig
 from rlpt.policy import load
-from rlpt.policy.markers import vocabulary
+from rlpt.policy.markers import read_tokenizer, vocabulary
 from rlpt.policy.packing import pack, rows
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
@@ -193,6 +193,26 @@ def test_a_foreign_tokenizer_is_refused(shards: ShardFolder, tmp_path: Path) -> 
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="tokenizer is not the one of the shards"):
         load.blueprint(PolicyConfig(path=tmp_path), shards)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"model"', "damaged"),
+        (b"\xff{}", "damaged"),
+        (b"[]", "no model.vocab"),
+        (b"{}", "no model"),
+    ],
+)
+def test_a_tokenizer_that_is_none_is_the_users_mistake(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    with pytest.raises(UserError, match=r"tokenizer\.json: no tokenizer there"):
+        read_tokenizer(path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {said}.*; put"):
+        read_tokenizer(path)
 
 
 def test_checkpointed_activations_give_the_same_gradient(
