@@ -1,7 +1,11 @@
 """Log-probabilities from hidden states and the LM head, always in fp32. The only door to `rlpt_kernels`."""
 
+from typing import Any
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from rlpt_data.strict import UserError
 from rlpt_kernels import LogProb, linear_logprob
@@ -15,24 +19,81 @@ def head_logprob(
     banned: tuple[int, ...],
 ) -> LogProb:
     """Log-probability, entropy-free, of ``target_R`` with ``banned`` ids removed from the softmax; argmax beside it."""
-    softcap = getattr(config, "final_logit_softcapping", None)
-    divisor = getattr(config, "logits_scaling", None) or 1.0
     return linear_logprob(
         hidden_RD,
         head.weight,
         target_R,
         bias=head.bias,
-        softcap=softcap,
-        temperature=divisor,
+        softcap=getattr(config, "final_logit_softcapping", None),
+        temperature=_divisor(config),
         banned=banned,
         argmax=True,
     )
 
 
-def check_head(model: nn.Module) -> None:
-    """Refuse models whose logits are not a linear head (softcap or constant divisor) on the last hidden state."""
-    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    if not isinstance(head, nn.Linear):
+def _divisor(config: object) -> float:
+    """What logits are divided by: Granite divides by ``logits_scaling``, Cohere multiplies by ``logit_scale``."""
+    divisor = getattr(config, "logits_scaling", None)
+    factor = getattr(config, "logit_scale", None)
+    return (1.0 if divisor is None else divisor) / (1.0 if factor is None else factor)
+
+
+def check_head(lm: nn.Module) -> None:
+    """Refuse, by its class, a model that is not ``lm.model`` (with ``layers``) under a linear ``lm.lm_head``, or one
+    whose forward makes other logits of the last hidden state than `head_logprob` does.
+    """
+    name, body = type(lm).__name__, getattr(lm, "model", None)
+    if not isinstance(getattr(body, "layers", None), nn.ModuleList):
         raise UserError(
-            f"policy: {type(model).__name__} has no linear LM head; rlpt trains decoder-only causal LMs"
+            f"policy: {name} keeps no decoder blocks in model.layers; choose a model laid out like Llama"
         )
+    if not isinstance(getattr(lm, "lm_head", None), nn.Linear):
+        raise UserError(
+            f"policy: {name} has no linear lm_head; choose a decoder-only causal LM laid out like Llama"
+        )
+    try:
+        error = _logit_error(lm)
+    except AttributeError as cause:
+        raise UserError(
+            f"policy: {name} computes logits from more than hidden states ({cause}); choose another model"
+        ) from cause
+    if not error < 1e-3:
+        raise UserError(
+            f"policy: {name} treats its logits in a way rlpt does not know (log-probabilities differ by "
+            f"{error:.3g} nats on a trial); choose another model"
+        )
+
+
+class _Body(nn.Module):
+    """Stands in for a decoder: the same hidden states whatever it is asked."""
+
+    def __init__(self, hidden_NTD: Float[Tensor, "N T D"]) -> None:
+        super().__init__()
+        self.hidden_NTD = hidden_NTD
+
+    def forward(self, *args: Any, **kwargs: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden_NTD)  # pyright: ignore[reportArgumentType]
+
+
+@torch.no_grad()
+def _logit_error(lm: Any) -> float:
+    """Largest difference between the model's own log-probabilities and `head_logprob`'s, in nats, on a small head.
+
+    Scalings hide in forward code under names that mean different things in different models; a trial finds them all.
+    """
+    body, head = lm.model, lm.lm_head
+    rows, ids, width = 3, 5, head.in_features
+    draw = torch.Generator().manual_seed(0)
+    trial: Any = nn.utils.skip_init(nn.Linear, width, ids, bias=head.bias is not None)
+    for parameter in trial.parameters():
+        parameter.normal_(std=width**-0.5, generator=draw)
+    # Logits of about 8, where a softcap of 30 shows.
+    hidden_NTD = torch.empty(1, rows, width).normal_(std=8.0, generator=draw)
+    try:
+        lm.model, lm.lm_head = _Body(hidden_NTD), trial
+        logits = lm(input_ids=torch.zeros(1, rows, dtype=torch.long), use_cache=False).logits
+    finally:
+        lm.model, lm.lm_head = body, head
+    hidden_RD = hidden_NTD[0].repeat_interleave(ids, dim=0)
+    own = head_logprob(trial, lm.config, hidden_RD, torch.arange(ids).repeat(rows), ())
+    return float((logits[0].log_softmax(-1).flatten() - own.logp).abs().max())
