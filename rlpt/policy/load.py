@@ -88,18 +88,28 @@ def meta_model(config: Any) -> Any:
     check_head(lm)
     for name, module in list(lm.named_modules()):
         if module._non_persistent_buffers_set:
-            _restore(lm, name, module, config)
+            _restore(lm, name, module)
     return lm
 
 
-def _restore(lm: nn.Module, name: str, module: nn.Module, config: Any) -> None:
-    # No file holds these (rotary frequencies); made on the meta device they would come back as noise.
-    try:
-        lm.set_submodule(name, type(module)(config=config))
-    except TypeError as error:
-        raise UserError(
-            f"policy: cannot rebuild the buffers of {name} ({type(module).__name__}): {error}"
-        ) from error
+def _restore(lm: Any, name: str, module: nn.Module) -> None:
+    """Fill buffers that no file holds (rotary frequencies, Gemma's embedding scale) by transformers' own rules."""
+    leaves = [
+        leaf for leaf in module._non_persistent_buffers_set if module._buffers[leaf] is not None
+    ]
+    for leaf in leaves:
+        meta = module.get_buffer(leaf)
+        if not meta.is_floating_point():
+            raise UserError(_unfilled(f"{name}.{leaf}", lm))
+        setattr(module, leaf, torch.full_like(meta, torch.nan, device="cpu"))
+    lm._init_weights(module)
+    for leaf in leaves:
+        if module.get_buffer(leaf).isnan().any():
+            raise UserError(_unfilled(f"{name}.{leaf}", lm))
+
+
+def _unfilled(name: str, lm: nn.Module) -> str:
+    return f"policy: nothing fills the buffer {name} of {type(lm).__name__}; choose another model"
 
 
 def sharded(cfg: PolicyConfig, plan: Blueprint, world: dist.World) -> Policy:
@@ -125,7 +135,11 @@ def sharded(cfg: PolicyConfig, plan: Blueprint, world: dist.World) -> Policy:
 
 
 def _materialise(policy: Policy, device: torch.device) -> None:
-    buffers = {name: buffer for name, buffer in policy.named_buffers() if not buffer.is_meta}
+    buffers = dict(policy.named_buffers())
+    for name, buffer in buffers.items():
+        # `fill` copies parameters only: a buffer that is not filled yet would stay noise.
+        if buffer.is_meta:
+            raise UserError(_unfilled(name.removeprefix("lm."), policy.lm))
     policy.to_empty(device=device)
     for name, buffer in buffers.items():
         module, _, leaf = name.rpartition(".")
