@@ -40,6 +40,8 @@ class ActionBatch:
     behaviour_logp_R: Float[Tensor, " R"]
     advantage_R: Float[Tensor, " R"]
     weight_R: Float[Tensor, " R"]
+    num_tokens: int
+    """Tokens that are computed, padding left out."""
     trunk_text: Rows | None
     """Rows of the next-token term: every token of every trunk, once."""
 
@@ -78,7 +80,10 @@ def action_batch(
     actions = rows(flat, target, (markers.opener,), device)
     text = _text_rows(packed, trunks, markers, device) if with_text else None
     numbers = [_tensor(part, device) for part in (logp, advantage, weight)]
-    return ActionBatch(packed, actions, numbers[0], numbers[1], numbers[2], trunk_text=text)
+    count = sum(branch.cut + len(branch.ids) for _, branch in pairs) + sum(
+        len(t.ids) for t in trunks
+    )
+    return ActionBatch(packed, actions, numbers[0], numbers[1], numbers[2], count, trunk_text=text)
 
 
 def _rows_of(packed: Packed, number: int, branch: Branch, actions: np.ndarray) -> np.ndarray:

@@ -65,6 +65,11 @@ def complete_steps(run_dir: Path) -> list[int]:
     return steps
 
 
+def incomplete(run_dir: Path) -> list[Path]:
+    """Folders that look like checkpoints and are none."""
+    return [path for path in sorted((run_dir / "checkpoints").glob("step_??????")) if defect(path)]
+
+
 def defect(path: Path) -> str | None:
     """Why a folder is not a complete checkpoint, or None."""
     marker = path / MARKER

@@ -9,12 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
 from rlpt_data.strict import Strict
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0)]
 CutKind = Literal["supplied", "sentence", "paragraph", "random"]
 Control = Literal[
     "empty", "filler", "context_copy", "other_document", "shuffled", "wrong_target", "null"
@@ -49,6 +46,10 @@ class FreshPolicy(Strict):
         if self.width % self.heads or self.heads % (self.kv_heads or self.heads):
             raise ValueError(
                 f"heads = {self.heads} must divide width = {self.width}, and kv_heads must divide heads"
+            )
+        if self.width // self.heads % 2:
+            raise ValueError(
+                f"width / heads = {self.width // self.heads} must be even: rotary positions turn pairs"
             )
         return self
 
@@ -106,131 +107,6 @@ class EngineConfig(Strict):
     kind: Literal["transformers"] = "transformers"
     prompts_per_batch: Positive = 32
     """Prompts decoded together; changes speed and memory, never a sample."""
-
-
-class OptimizerConfig(Strict):
-    lr: Rate = 3e-4
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: Count = 0
-    final_fraction: Fraction = 0.1
-    """Learning rate at the end of the stage as a fraction of `lr` (linear and cosine)."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: Rate = 1e-8
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    """Applied to matrices; norms, biases and other vectors are exempt."""
-    clip_norm: Rate = 1.0
-
-
-class MixConfig(Strict):
-    """Shares of the frames a document is shown in by the next-token stage. They add up to 1."""
-
-    plain: Fraction = 1.0
-    """No markers."""
-    worked: Fraction = 0.0
-    """The shard's own `thoughts` column; documents without one are shown plain."""
-    copied: Fraction = 0.0
-    """A span of the context, copied, as the thought."""
-    empty: Fraction = 0.0
-    """Opener and closer with nothing between."""
-    thoughts_per_window: Positive = 1
-    """Most thoughts in one copied or empty frame; each sits at a cut of its own."""
-
-    @model_validator(mode="after")
-    def _adds_up(self) -> "MixConfig":
-        total = self.plain + self.worked + self.copied + self.empty
-        if abs(total - 1.0) > 1e-6:
-            raise ValueError(
-                f"plain + worked + copied + empty = {total:g}; the shares must add up to 1"
-            )
-        return self
-
-
-class GainReward(Strict):
-    """(log p_scorer(y | x, opener, z, closer) - log p_baseline(y | x)) / |y|, nats per continuation token."""
-
-    kind: Literal["gain"] = "gain"
-    scorer: Literal["policy", "ema", "frozen"] = "policy"
-    baseline: Literal["none", "policy", "ema", "frozen"] = "policy"
-    clip: Rate | None = None
-    """Limit of the absolute reward, in nats per token, before any centring."""
-
-    @property
-    def replicas(self) -> frozenset[str]:
-        """The copies of the policy that this reward needs beside the policy itself."""
-        return frozenset({self.scorer, self.baseline}) & {"ema", "frozen"}
-
-
-class PrefixMatchReward(Strict):
-    """1 where the prediction's bytes are a prefix of the continuation's that ends on a gold token boundary, else 0."""
-
-    kind: Literal["prefix_match"]
-
-    @property
-    def replicas(self) -> frozenset[str]:
-        return frozenset()
-
-
-class AdvantageConfig(Strict):
-    baseline: Literal["group_mean", "leave_one_out", "none"] = "leave_one_out"
-    scale: Literal["none", "group_std", "batch_std"] = "none"
-    """What a centred reward is divided by."""
-
-
-class ObjectiveConfig(Strict):
-    """sum_t M_t min(rho_t, max_ratio) A_t log pi(y_t), M the trust-region mask (DPPO, arXiv 2602.04879, Eq. 23)."""
-
-    mask: Literal["none", "clip", "tv"] = "tv"
-    """none: CISPO; clip: PPO/GRPO; tv: DPPO's binary total variation."""
-    clip_low: Fraction = 0.2
-    clip_high: Rate = 0.28
-    tv_delta: Rate = 0.2
-    max_ratio: Rate | None = 5.0
-    """Cap of the detached importance ratio; absent means none."""
-    aggregate: Literal["token", "prompt", "sequence"] = "prompt"
-    next_token_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of the next-token loss on the trunks, with a denominator of its own."""
-
-
-class StageBase(Strict):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    steps: Positive
-    documents_per_step: Positive
-    """Documents of one optimiser step over all ranks; divisible by the number of ranks."""
-    micro_batch: Positive = 8
-    """Documents of one forward and backward on one rank; changes memory and speed, never the gradient."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
-
-
-class NextTokenStage(StageBase):
-    kind: Literal["next_token"]
-    window_tokens: Positive = 256
-    mix: MixConfig = MixConfig()
-    until_gain: float | None = None
-    """End the stage early at an evaluation whose mean gain reaches this many nats per token (`steps` is the limit)."""
-
-
-class RLStage(StageBase):
-    kind: Literal["rl"]
-    group_size: Positive = 8
-    reward: Annotated[GainReward | PrefixMatchReward, Field(discriminator="kind")] = GainReward()
-    reward_control: Literal["none", "permuted", "random", "constant"] = "none"
-    """Training controls: permute rewards within the group, replace them by noise of the same std, or by a constant."""
-    advantage: AdvantageConfig = AdvantageConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    require_gain: float | None = None
-    """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
-
-    @model_validator(mode="after")
-    def _groups_have_siblings(self) -> "RLStage":
-        if self.group_size < 2 and self.advantage.baseline != "none":
-            raise ValueError(
-                f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2"
-            )
-        return self
-
-
-Stage = Annotated[NextTokenStage | RLStage, Field(discriminator="kind")]
 
 
 class EvaluationConfig(Strict):
@@ -297,12 +173,39 @@ class RunConfig(Strict):
         for stage in self.stage:
             if isinstance(stage, RLStage):
                 self._check_reward(stage)
+            elif stage.until_gain is not None and not self.evaluation.every:
+                raise ValueError(f"stage {stage.name}: until_gain needs evaluation.every >= 1")
+        self._check_positions()
         return self
+
+    def _check_positions(self) -> None:
+        """A fresh policy must have a position for every token of the longest sequence."""
+        prompts, thought = self.prompts, self.thought.budget_tokens + 2
+        longest = (
+            prompts.context_tokens
+            + thought
+            + max(prompts.horizon_tokens, self.thought.prediction_tokens)
+        )
+        for stage in self.stage:
+            if isinstance(stage, NextTokenStage):
+                longest = max(
+                    longest, stage.window_tokens + stage.mix.thoughts_per_window * thought
+                )
+        if self.policy.fresh is not None and longest > self.policy.fresh.max_positions:
+            raise ValueError(
+                f"policy.fresh.max_positions = {self.policy.fresh.max_positions}: the longest sequence "
+                f"(context or window with its thoughts and horizon) has {longest} tokens"
+            )
 
     def _check_reward(self, stage: RLStage) -> None:
         if stage.reward.kind == "prefix_match" and self.thought.prediction_tokens == 0:
             raise ValueError(
                 f"stage {stage.name}: reward prefix_match needs thought.prediction_tokens >= 1"
+            )
+        if self.thought.prediction_tokens > self.prompts.horizon_tokens:
+            raise ValueError(
+                f"thought.prediction_tokens = {self.thought.prediction_tokens} exceeds prompts.horizon_tokens = "
+                f"{self.prompts.horizon_tokens}: there would be no text to match"
             )
         if stage.reward.kind == "gain" and self.thought.prediction_tokens > 0:
             raise ValueError(
@@ -314,19 +217,27 @@ class RunConfig(Strict):
         return sum(stage.steps for stage in self.stage)
 
 
+class JobEvaluationConfig(EvaluationConfig):
+    split: Literal["train", "dev", "test"] = "test"
+    """A job states results; a run that is still being tuned looks at dev."""
+
+
 class EvalJobConfig(Strict):
     """`rlpt eval`: one checkpoint or model folder over held-out shards."""
 
     run: str | None = None
     """`RUN_DIR@STEP` or `RUN_DIR@last`. Exclusive with `policy`."""
     policy: PolicyConfig | None = None
+    """Whatever its compute_dtype, a job computes in float32."""
     shards: Path
     out_dir: Path
     seed: int = 0
-    prompts: PromptConfig = PromptConfig()
-    thought: ThoughtConfig = ThoughtConfig()
+    prompts: PromptConfig | None = None
+    """Absent: the run's own; for a `policy` the defaults. A table here replaces the run's whole one."""
+    thought: ThoughtConfig | None = None
+    """As for `prompts`."""
     engine: EngineConfig = EngineConfig()
-    evaluation: EvaluationConfig = EvaluationConfig(split="test")
+    evaluation: JobEvaluationConfig = JobEvaluationConfig()
 
     @model_validator(mode="after")
     def _one_subject(self) -> "EvalJobConfig":

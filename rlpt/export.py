@@ -10,6 +10,7 @@ from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
 from rlpt.policy import load
 from rlpt.policy.markers import with_markers
+from rlpt.runlog import read_config
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, parse
 
@@ -22,9 +23,11 @@ def export(run_dir: Path, step: int | None, out: Path) -> Path:
     config_path = run_dir / "config.json"
     if not config_path.is_file():
         raise UserError(f"{run_dir}: no config.json; give the folder of a run")
+    if out.is_file():
+        raise UserError(f"{out}: is a file; name a folder with --out")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; name another --out")
-    cfg = parse(RunConfig, json.loads(config_path.read_text()), str(config_path))
+    cfg = parse(RunConfig, read_config(config_path), str(config_path))
     path = checkpoint.find(f"{run_dir}@{'last' if step is None else step}")
     shards = ShardFolder.open(cfg.data.shards)
     plan = load.blueprint(cfg.policy, shards)

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from rlpt import rng
-from rlpt.config import MixConfig, PromptConfig
+from rlpt.config import PromptConfig
 from rlpt.prompts import eligible_cuts, window
+from rlpt.stages import MixConfig
 from rlpt.types import Branch, Ids, Markers, Trunk, concat
 from rlpt_data.shards import Document
 

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,11 @@ def rollout_rows(
 ) -> list[dict[str, Any]]:
     """The first groups of the step, over all ranks, as text and numbers for people to read. Collective."""
     kept = session.cfg.log.rollouts_kept
-    mine = [_row(session, groups, stepped, p, step) for p in range(min(kept, len(groups)))]
-    return dist.unshare(mine, session.world)[:kept]
+    # Ranks share documents, and documents differ in their number of cuts: whole documents in order, then flat.
+    parts = groupby(range(len(groups)), key=lambda p: id(groups[p].prompt.trunk))
+    chosen = islice((list(part) for _, part in parts), -(-kept // session.world.size))
+    documents = [[_row(session, groups, stepped, p, step) for p in part] for part in chosen]
+    return [row for part in dist.unshare(documents, session.world) for row in part][:kept]
 
 
 def _row(
@@ -75,11 +79,14 @@ def _row(
     no_think = detail.get("no_think")
     return {
         "step": step,
+        "epoch": prompt.trunk.epoch,
         "document": prompt.trunk.document,
         "domain": prompt.trunk.domain,
         "cut": prompt.key[2],
         "context": read.text(prompt.trunk.ids[max(0, prompt.cut - _CONTEXT_SHOWN) : prompt.cut]),
-        "continuation_tokens": [read.text(part) for part in np.split(prompt.continuation_ids, prompt.horizon)],
+        "continuation_tokens": [
+            read.text(part) for part in np.split(prompt.continuation_ids, prompt.horizon)
+        ],
         "no_think_logp": _plain(no_think[p]) if no_think else None,
         "rollouts": [
             _rollout(groups[p], g, p, stepped, read) for g in range(len(groups[p].rollouts))

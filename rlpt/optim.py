@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlpt.config import OptimizerConfig
+from rlpt.stages import OptimizerConfig
 
 
 def adamw(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:

@@ -115,7 +115,8 @@ def checks(found: dict[str, Any]) -> dict[str, bool]:
         f"R gain_heldout_after >= {LEAST_GAIN}": found["R"]["gain_heldout_after"]["mean"]
         >= LEAST_GAIN,
         "R verdict is useful": found["R"]["verdict"] == "useful",
-        "N log p(answer) is not above -ln 10 beyond its interval": answer["ci_low"] <= CHANCE,
+        "N log p(answer) is not above -ln 10 beyond its interval": answer["ci_low"] is not None
+        and answer["ci_low"] <= CHANCE,
         f"permuted reward gains <= {MOST_CONTROL_CHANGE} (upper bound)": _bounded(
             found["permuted_reward_gain_change"]
         ),

@@ -33,8 +33,7 @@ class RunLog:
         self._wandb: Any = None
 
     def start(self) -> None:
-        """Make the folder, or check that it holds this configuration."""
-        check_folder(self.cfg)
+        """Claim the folder: only once everything that may be refused has been."""
         if self.world.is_main:
             (self.dir / "rollouts").mkdir(parents=True, exist_ok=True)
             write_json(self.dir / "config.json", resolved(self.cfg))
@@ -87,8 +86,8 @@ class RunLog:
 
 @contextmanager
 def open_log(cfg: RunConfig, world: World) -> Iterator[RunLog]:
+    check_folder(cfg)
     log = RunLog(cfg, world)
-    log.start()
     try:
         yield log
     finally:
@@ -99,18 +98,45 @@ def resolved(cfg: RunConfig) -> dict[str, Any]:
     return cfg.model_dump(mode="json")
 
 
+_GATES = ("require_gain", "until_gain")
+"""Keys that judge a run and do not change what it computes: they may differ when it goes on."""
+
+
 def check_folder(cfg: RunConfig) -> None:
-    """Raises UserError where the folder holds a run of another configuration, naming the first difference."""
+    """Raises UserError where the folder holds work of another configuration, naming the first difference."""
+    if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
+        raise UserError(f"run_dir = {cfg.run_dir}: is a file; name a folder")
     path = cfg.run_dir / "config.json"
-    if not path.exists():
+    if not path.exists() or not has_work(cfg.run_dir):
         return
-    old, new = _flat(json.loads(path.read_text())), _flat(resolved(cfg))
+    old, new = _flat(read_config(path)), _flat(resolved(cfg))
     for key in sorted(old.keys() | new.keys()):
-        if key != "run_dir" and old.get(key) != new.get(key):
+        if key == "run_dir" or key.endswith(_GATES):
+            continue
+        if old.get(key) != new.get(key):
             raise UserError(
                 f"{cfg.run_dir}: holds a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}; "
                 "choose another run_dir, or remove that folder"
             )
+
+
+def has_work(run_dir: Path) -> bool:
+    """Whether a run left anything here that a restart could lose."""
+    journals = [run_dir / name for name in _JOURNALS]
+    return any(path.exists() and path.stat().st_size for path in journals) or any(
+        run_dir.glob("checkpoints/step_*")
+    )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.json as it lies there. Raises UserError where it is damaged."""
+    try:
+        table = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}; restore it, or name another run") from error
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: damaged: holds no table; restore it, or name another run")
+    return table
 
 
 def _flat(table: Any, prefix: str = "") -> dict[str, Any]:

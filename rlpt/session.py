@@ -12,7 +12,7 @@ import torch
 from rlpt import checkpoint, dist
 from rlpt.batch import Sums
 from rlpt.checkpoint import Progress
-from rlpt.config import NextTokenStage, RLStage, RunConfig, Stage
+from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
@@ -23,11 +23,12 @@ from rlpt.policy import load
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.prompts import Stream, prompt_stream, window_stream
+from rlpt.prompts import Stream, held_out, prompt_stream, window_stream
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
 from rlpt.rollout.transformers_engine import TransformersEngine
-from rlpt.runlog import RunLog
+from rlpt.runlog import RunLog, has_work
+from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.types import Markers
 from rlpt.update import Learner
 from rlpt_data.shards import ShardFolder
@@ -78,9 +79,6 @@ class Session:
         """The policy as the configuration starts it, and an engine without weights."""
         _check_shares(cfg, world)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
-        if cfg.init_from is not None:
-            tokenizer = str(shards.manifest.tokenizer_hash)
-            checkpoint.load_weights(checkpoint.find(cfg.init_from), policy, tokenizer)
         engine = TransformersEngine(
             plan.config,
             plan.vocabulary.markers,
@@ -94,19 +92,32 @@ class Session:
     def resume(self, how: str) -> Progress:
         """Progress of the newest complete checkpoint, its weights loaded; a fresh start where there is none."""
         steps = checkpoint.complete_steps(self.cfg.run_dir)
-        if steps and how == "never":
+        if how == "never" and has_work(self.cfg.run_dir):
             raise UserError(
-                f"{self.cfg.run_dir}: holds checkpoints up to step {steps[-1]}; use --resume auto or another run_dir"
+                f"{self.cfg.run_dir}: holds a run already; use --resume auto or another run_dir"
             )
+        progress = self._restored(steps[-1]) if steps else self._fresh()
+        # No rank may read a journal before rank 0 has cut it back.
+        self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
-        if not steps:
-            self.log.truncate({}, 0)
-            manifest = self.shards.manifest
-            return Progress(shards=manifest.hash, tokenizer=str(manifest.tokenizer_hash))
-        path = checkpoint.path_of(self.cfg.run_dir, steps[-1])
+        return progress
+
+    def _fresh(self) -> Progress:
+        if damaged := checkpoint.incomplete(self.cfg.run_dir):
+            raise UserError(
+                f"{self.cfg.run_dir}: has no complete checkpoint but {damaged[0].name}, which is damaged; put it "
+                "right, or remove that folder to start over"
+            )
+        if self.cfg.init_from is not None:
+            tokenizer = str(self.shards.manifest.tokenizer_hash)
+            checkpoint.load_weights(checkpoint.find(self.cfg.init_from), self.policy, tokenizer)
+        manifest = self.shards.manifest
+        return Progress(shards=manifest.hash, tokenizer=str(manifest.tokenizer_hash))
+
+    def _restored(self, step: int) -> Progress:
+        path = checkpoint.path_of(self.cfg.run_dir, step)
         self._check_shards(checkpoint.read_progress(path).shards)
         progress = checkpoint.restore(path, {"policy": self.policy})
-        self.log.truncate(progress.journals, progress.step)
         say(f"resuming {self.cfg.run_dir} at step {progress.step}", self.world.is_main)
         if progress.stage_step > 0:
             self.unfinished = progress
@@ -204,8 +215,9 @@ class Session:
             return files.load(path)
         self.publish(step)
         batch = self.cfg.evaluation.batch_documents
+        policy = self._in_fp32()
         scorer, unbanned = (
-            Scorer(self.policy, banned, self.world, batch) for banned in (self.markers.ids, ())
+            Scorer(policy, banned, self.world, batch) for banned in (self.markers.ids, ())
         )
         found = evaluate_subject(
             self.cfg, self.shards, Subject(scorer, self.engine, self.markers, unbanned), self.world
@@ -220,6 +232,15 @@ class Session:
             self.world.is_main,
         )
         return found
+
+    def _in_fp32(self) -> Policy:
+        """The policy for evaluation: bf16 noise is larger than many gains (MEASURING, section 4)."""
+        if self.cfg.policy.compute_dtype == "float32":
+            return self.policy
+        exact = self.cfg.policy.model_copy(update={"compute_dtype": "float32"})
+        policy = load.sharded(exact, self.plan, self.world).requires_grad_(False)
+        load.copy_weights(policy, self.policy)
+        return policy
 
     def _evaluated(self, step: int) -> bool:
         from rlpt.runlog import read_journal
@@ -256,6 +277,26 @@ def reduced(sums: Sums, world: dist.World) -> dict[str, float]:
         name: value if name.startswith("tokens/") else value / max(count, 1e-30)
         for name, (value, count) in pairs.items()
     }
+
+
+def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
+    """Everything a configuration can have wrong that only the shards and other runs can tell. Raises UserError."""
+    train, markers = shards.split("train"), plan.vocabulary.markers
+    for stage in cfg.stage:
+        if isinstance(stage, NextTokenStage):
+            window_stream(train, cfg.seed, stage.name, cfg.data.domains)
+        else:
+            prompt_stream(train, cfg.prompts, cfg.seed, stage.name, cfg.data.domains)
+    held_out(
+        shards.split(cfg.evaluation.split),
+        cfg.prompts,
+        markers,
+        1,
+        cfg.seed,
+        cfg.evaluation.domains,
+    )
+    if cfg.init_from is not None and not has_work(cfg.run_dir):
+        checkpoint.find(cfg.init_from)
 
 
 def _check_shares(cfg: RunConfig, world: dist.World) -> None:

@@ -8,14 +8,15 @@ from typing import Any
 
 from rlpt import dist
 from rlpt.checkpoint import Progress
-from rlpt.config import NextTokenStage, RLStage, RunConfig, Stage
+from rlpt.config import RunConfig
 from rlpt.console import progress as progress_bar
 from rlpt.journal import describe, one_line, rollout_rows, write_summary
 from rlpt.policy.load import blueprint
 from rlpt.prompts import prompts_of, trunk
 from rlpt.rollout.engine import generate
-from rlpt.runlog import open_log
-from rlpt.session import Session, Work
+from rlpt.runlog import check_folder, open_log
+from rlpt.session import Session, Work, check
+from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.update import Stepped, next_token_step, rl_step
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
@@ -29,11 +30,14 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
     """
     shards = ShardFolder.open(cfg.data.shards)
     plan = blueprint(cfg.policy, shards)
+    check(cfg, shards, plan)
     if dry_run:
+        check_folder(cfg)
         return describe(cfg, shards, plan)
     with dist.world() as world, open_log(cfg, world) as log:
         session = Session.open(cfg, shards, plan, world, log)
         progress = session.resume(resume)
+        log.start()
         for stage in cfg.stage[progress.stage :]:
             run_stage(session, stage, progress)
         return write_summary(session, progress)
@@ -41,8 +45,7 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
 
 def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
     """Evaluate where it matters, take the steps, evaluate again, save."""
-    if isinstance(stage, RLStage):
-        check_start(session, stage, progress)
+    check_start(session, stage, progress)
     work = session.begin(stage)
     with progress_bar(
         stage.name, stage.steps, progress.stage_step, session.world.is_main
@@ -60,10 +63,16 @@ def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
 def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> dict[str, float]:
     """One optimiser step and its line of metrics."""
     started = time.perf_counter()
-    if isinstance(stage, RLStage):
-        stepped = rl_train_step(session, work, stage, progress)
-    else:
-        stepped = next_token_train_step(session, work, stage, progress)
+    try:
+        if isinstance(stage, RLStage):
+            stepped = rl_train_step(session, work, stage, progress)
+        else:
+            stepped = next_token_train_step(session, work, stage, progress)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"{session.cfg.run_dir}, stage {stage.name}, step {progress.step + 1}: {error}; the last checkpoint is "
+            "kept: start another run from it (init_from) with a lower optimizer.lr or clip_norm"
+        ) from error
     progress.step += 1
     progress.stage_step += 1
     progress.cursor += stage.documents_per_step
@@ -98,7 +107,9 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     stepped = rl_step(work.learner, groups, work.reward, stage, progress.step, progress.stage_step)
     stepped.sums["time/generate"] = (generated, 1.0)
     if cfg.log.rollouts_every and progress.stage_step % cfg.log.rollouts_every == 0:
-        session.log.rollouts(progress.step, rollout_rows(session, groups, stepped, progress.step))
+        # Named like the line of metrics that this update will get.
+        step = progress.step + 1
+        session.log.rollouts(step, rollout_rows(session, groups, stepped, step))
     return stepped
 
 
@@ -118,15 +129,17 @@ def between_steps(session: Session, work: Work, stage: Stage, progress: Progress
     return False
 
 
-def check_start(session: Session, stage: RLStage, progress: Progress) -> None:
-    """The evaluation that a stage is compared with, and its gate."""
-    if progress.stage_step > 0:
+def check_start(session: Session, stage: Stage, progress: Progress) -> None:
+    """The evaluation that a run is compared with (where RL begins, or where all begins), and the gate of the stage."""
+    rl = isinstance(stage, RLStage)
+    alone = not any(isinstance(other, RLStage) for other in session.cfg.stage)
+    if progress.stage_step > 0 or not (rl or (alone and progress.step == 0)):
         return
     gain = session.evaluate(stage.name, progress.step).gain
-    if stage.require_gain is not None and gain < stage.require_gain:
+    if rl and stage.require_gain is not None and gain < stage.require_gain:
         raise UserError(
             f"stage {stage.name}: held-out gain is {gain:.3f} nats per token, require_gain = {stage.require_gain}; "
-            "train the stage before it longer, or lower require_gain"
+            "lower it and repeat the command, or start another run with a longer stage before this one"
         )
 
 

@@ -144,7 +144,8 @@ class Scores:
 
 def concat(*parts: Sequence[int] | np.ndarray) -> Int[np.ndarray, " T"]:
     """Splice ids. Text is never re-tokenised across a seam."""
-    return np.concatenate([np.asarray(part, dtype=np.int64).reshape(-1) for part in parts])
+    arrays = [np.asarray(part, dtype=np.int64).reshape(-1) for part in parts]
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64)
 
 
 def thought_branch(
@@ -153,7 +154,11 @@ def thought_branch(
     thought_ids: Sequence[int] | np.ndarray,
     target_ids: Sequence[int] | np.ndarray | None = None,
 ) -> Branch:
-    """Opener, thought, closer and a continuation (the prompt's own unless given), the continuation scored."""
+    """Opener, thought, closer and a continuation (the prompt's own unless given), the continuation scored.
+
+    What the scorer reads before the thought is `score_ids`, which so far must begin with the prompt's context.
+    """
+    assert np.array_equal(prompt.score_ids[: prompt.cut], prompt.trunk.ids[: prompt.cut])
     target = prompt.continuation_ids if target_ids is None else target_ids
-    ids = concat([markers.opener], thought_ids, [markers.closer], target)
+    ids = concat(prompt.score_ids[prompt.cut :], thought_ids, [markers.closer], target)
     return Branch(prompt.cut, ids, score_start=len(ids) - len(target))

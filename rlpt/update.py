@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from rlpt import dist, rng
 from rlpt.advantage import Moments, advantage, batch_moments
 from rlpt.batch import Sums, Weighted, action_batch, framed_batch, split_documents
-from rlpt.config import NextTokenStage, OptimizerConfig, RLStage
 from rlpt.frames import Framed
 from rlpt.objective import next_token_loss, policy_gradient, token_weights
 from rlpt.optim import learning_rate, set_learning_rate
@@ -24,7 +23,9 @@ from rlpt.policy.load import local
 from rlpt.policy.policy import Policy
 from rlpt.reward.control import constant, permuted, random_like
 from rlpt.reward.rewards import Reward, Rewarded
+from rlpt.stages import NextTokenStage, OptimizerConfig, RLStage
 from rlpt.types import Group, Markers
+from rlpt_data.strict import UserError
 
 
 @dataclass
@@ -80,6 +81,11 @@ def next_token_step(
     """The same update with next-token prediction as its only objective."""
     started = time.perf_counter()
     count = dist.total([sum(frame.num_targets for frame in frames)], learner.world)[0]
+    if not count:
+        raise UserError(
+            f"stage {stage.name}: no token of this step is a target; raise window_tokens or "
+            "documents_per_step, or prepare documents with more target_spans"
+        )
     sums: Sums = {}
     for start in range(0, len(frames), stage.micro_batch):
         packed, kinds = framed_batch(
@@ -196,7 +202,7 @@ def _policy_gradient(learner: Learner, weighted: Sequence[Weighted], stage: RLSt
                 },
             )
         (loss * learner.world.size).backward()
-        tokens += batch.packed.ids_NT.numel()
+        tokens += batch.num_tokens
     sums["loss/policy"] = (sums["loss/policy"][0] * learner.world.size, 1.0)
     return sums | {"tokens/train": (float(tokens), 1.0)}
 

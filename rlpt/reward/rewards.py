@@ -47,7 +47,7 @@ def no_think_spans(groups: Sequence[Group]) -> list[tuple[Trunk, int, int]]:
 
 @dataclass(frozen=True)
 class GainReward:
-    """See `rlpt.config.GainReward`. Gain against the policy itself is measured beside any reward."""
+    """See `rlpt.stages.GainReward`. Gain against the policy itself is measured beside any reward."""
 
     scorers: Mapping[str, Scorer]
     markers: Markers
@@ -70,11 +70,17 @@ class GainReward:
             "gain/mean": (
                 float((gain_PG * num_P[:, None]).sum()),
                 float(num_P.sum()) * gain_PG.shape[1],
-            )
+            ),
+            "reward/baseline_skipped": (float(self._cancels), 1.0),
         }
         return Rewarded(
             reward_PG, sums, {"thought": policy, "no_think": no_think, "gain": gain_PG.tolist()}
         )
+
+    @property
+    def _cancels(self) -> bool:
+        """Whether another model's baseline is left out: the reward is then the log-probability per token alone."""
+        return self.centred and self.clip is None and self.baseline in ("ema", "frozen")
 
     def _thoughts(self, name: str, groups: Sequence[Group]) -> list[Scores]:
         pairs = [
@@ -87,8 +93,7 @@ class GainReward:
     def _baseline(
         self, groups: Sequence[Group], no_think: list[Scores]
     ) -> Float[np.ndarray, " P"] | None:
-        cancels = self.centred and self.clip is None
-        if self.baseline == "none" or (cancels and self.baseline != "policy"):
+        if self.baseline == "none" or self._cancels:
             return None
         if self.baseline == "policy":
             return _sums(no_think)
@@ -97,7 +102,7 @@ class GainReward:
 
 @dataclass(frozen=True)
 class PrefixMatchReward:
-    """See `rlpt.config.PrefixMatchReward`."""
+    """See `rlpt.stages.PrefixMatchReward`."""
 
     token_bytes: Sequence[bytes]
     closer: int

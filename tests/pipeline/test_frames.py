@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from rlpt.batch import framed_batch
-from rlpt.config import MixConfig, PromptConfig
+from rlpt.config import PromptConfig
 from rlpt.frames import Framed, Framer
+from rlpt.stages import MixConfig
 from rlpt.types import Markers
 from rlpt_data.shards import Document, ShardFolder, Thought
 

@@ -24,7 +24,11 @@ def trained(toml: Path, *overrides: str) -> Path:
 
 def groups_of(run_dir: Path) -> list[dict]:
     files = sorted((run_dir / "rollouts").glob("*.zst"))
-    return [json.loads(line) for f in files for line in zstandard.decompress(f.read_bytes()).decode().splitlines()]
+    return [
+        json.loads(line)
+        for f in files
+        for line in zstandard.decompress(f.read_bytes()).decode().splitlines()
+    ]
 
 
 def rl_metrics(run_dir: Path) -> list[dict]:
@@ -33,7 +37,10 @@ def rl_metrics(run_dir: Path) -> list[dict]:
 
 def test_prefix_match_pays_byte_exact_predictions(toml: Path, shards_dir: Path) -> None:
     reward = "stage.1.reward={kind='prefix_match'}"
-    run_dir = trained(toml, "thought.prediction_tokens=2", reward, "stage.1.group_size=12", "prompts.horizon_tokens=3")
+    words = ["stage.0.steps=40", "stage.0.optimizer.lr=1e-2", "stage.1.group_size=12"]
+    run_dir = trained(
+        toml, reward, "thought.prediction_tokens=2", "prompts.horizon_tokens=3", *words
+    )
     token_bytes = ShardFolder.open(shards_dir).token_bytes()
     paid = 0
     for group in groups_of(run_dir):
@@ -42,31 +49,39 @@ def test_prefix_match_pays_byte_exact_predictions(toml: Path, shards_dir: Path) 
         for rollout in group["rollouts"]:
             closer = rollout["ids"].index(321)
             predicted = b"".join(token_bytes[i] for i in rollout["ids"][closer + 1 :] if i < 320)
-            expected = bool(predicted) and b"".join(gold).startswith(predicted) and len(predicted) in ends
+            expected = (
+                bool(predicted) and b"".join(gold).startswith(predicted) and len(predicted) in ends
+            )
             assert rollout["reward"] == float(expected)
             paid += expected
     assert paid > 0
 
 
 def test_a_clipped_reward_against_a_frozen_policy_stays_inside_the_clip(toml: Path) -> None:
-    reward = "stage.1.reward={kind='gain', scorer='frozen', baseline='frozen', clip=0.01}"
+    reward = "stage.1.reward={kind='gain', scorer='frozen', baseline='frozen', clip=0.001}"
     run_dir = trained(toml, reward, "stage.1.optimizer.lr=0.05")
     rewards = np.array([r["reward"] for g in groups_of(run_dir) for r in g["rollouts"]])
-    assert np.abs(rewards).max() == 0.01
+    assert np.abs(rewards).max() == 0.001
     # The policy moved, the frozen copy did not: gain and reward are no longer the same number.
     last = [r for g in groups_of(run_dir) if g["step"] == 5 for r in g["rollouts"]]
-    assert any(abs(r["gain"]) > 0.02 for r in last)
+    assert any(abs(r["gain"]) > 0.002 for r in last)
 
 
 def test_the_batch_std_scales_advantages_to_one(toml: Path) -> None:
-    run_dir = trained(toml, "stage.1.advantage={baseline='group_mean', scale='batch_std'}", "stage.1.group_size=4")
-    advantages = np.array([[r["advantage"] for r in g["rollouts"]] for g in groups_of(run_dir) if g["step"] == 3])
+    run_dir = trained(
+        toml, "stage.1.advantage={baseline='group_mean', scale='batch_std'}", "stage.1.group_size=4"
+    )
+    advantages = np.array(
+        [[r["advantage"] for r in g["rollouts"]] for g in groups_of(run_dir) if g["step"] == 3]
+    )
     assert np.allclose(advantages.mean(axis=1), 0.0, atol=1e-9)
     assert np.sqrt((advantages**2).mean()) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_permuted_rewards_are_the_groups_own_in_another_order(toml: Path) -> None:
-    run_dir = trained(toml, "stage.1.reward_control=permuted", "stage.1.advantage={baseline='group_mean'}")
+    run_dir = trained(
+        toml, "stage.1.reward_control=permuted", "stage.1.advantage={baseline='group_mean'}"
+    )
     moved = 0
     for group in groups_of(run_dir):
         rewards = np.array([r["reward"] for r in group["rollouts"]])
@@ -76,22 +91,22 @@ def test_permuted_rewards_are_the_groups_own_in_another_order(toml: Path) -> Non
     assert moved > 0
 
 
-def test_the_next_token_term_is_the_mean_over_all_trunk_tokens(toml: Path) -> None:
-    run_dir = trained(toml, "stage.1.objective.next_token_weight=0.5")
-    for row in rl_metrics(run_dir):
-        assert 3.0 < row["loss/next_token"] < 8.0
-
-
 def test_evaluations_come_at_their_period(toml: Path) -> None:
     run_dir = trained(toml, "stage.1.steps=5", "evaluation.every=2")
     assert [row["step"] for row in read_journal(run_dir / "evaluations.jsonl")] == [2, 4, 6, 7]
 
 
-def test_an_evaluation_job_repeats_the_runs_own_evaluation(toml: Path, shards_dir: Path, tmp_path: Path) -> None:
+def test_an_evaluation_job_repeats_the_runs_own_evaluation(
+    toml: Path, shards_dir: Path, tmp_path: Path
+) -> None:
     run_dir = trained(toml)
     config = json.loads((run_dir / "config.json").read_text())
     table = {name: config[name] for name in ("seed", "prompts", "thought", "engine", "evaluation")}
-    table |= {"run": f"{run_dir}@last", "shards": str(shards_dir), "out_dir": str(tmp_path / "eval")}
+    table |= {
+        "run": f"{run_dir}@last",
+        "shards": str(shards_dir),
+        "out_dir": str(tmp_path / "eval"),
+    }
     found = evaluate(parse(EvalJobConfig, table, "test"))
     own = read_journal(run_dir / "evaluations.jsonl")[-1]["summary"]
     assert found["gain_heldout"]["mean"] == pytest.approx(own["gain_heldout"]["mean"], abs=1e-7)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import zstandard
 
 from rlpt import checkpoint
 from rlpt.config import RunConfig
+from rlpt.runlog import read_journal
 from rlpt.train import run
 from rlpt_data.strict import UserError, load
 
@@ -102,7 +104,7 @@ def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
         "rollouts",
         "checkpoints",
     }
-    assert len(thoughts_of(whole)) == 10 * 4 * 3
+    assert len(thoughts_of(whole)) >= 10 * 4 * 3
 
 
 def test_the_next_token_loss_falls(whole: Path) -> None:
@@ -165,7 +167,8 @@ def test_a_killed_run_goes_on_bit_for_bit(whole: Path, toml: Path, kill_after_st
 def test_a_step_that_blows_up_ends_in_one_line_and_keeps_the_last_checkpoint(toml: Path) -> None:
     words = ["--set", "checkpoint.every=1", "--set", "stage.0.optimizer.lr=1e30"]
     errors = finished(toml, *words, code=1)
-    assert "gradient norm is nan" in errors or "gradient norm is inf" in errors
+    assert "stage warmup, step 2: gradient norm is" in errors
+    assert "lower optimizer.lr" in errors
     assert "Traceback" not in errors
     assert checkpoint.complete_steps(toml.parent / "run") == [1]
 
@@ -177,6 +180,38 @@ def test_weights_of_another_shape_or_tokenizer_are_refused(whole: Path, toml: Pa
 
     with pytest.raises(UserError, match=r"its tokenizer has hash .*, the shards' has other"):
         checkpoint.load_weights(checkpoint.find(f"{whole}@20"), Policy(torch.nn.Module()), "other")
+
+
+def test_a_run_with_nothing_but_a_damaged_checkpoint_is_not_started_over(
+    whole: Path, toml: Path
+) -> None:
+    copy = toml.parent / "run"
+    shutil.copytree(whole, copy)
+    for step in (16, 18, 20):
+        (checkpoint.path_of(copy, step) / checkpoint.MARKER).unlink()
+    journal = (copy / "metrics.jsonl").read_bytes()
+    assert "is damaged" in finished(toml, "--set", "checkpoint.every=2", code=2)
+    assert (copy / "metrics.jsonl").read_bytes() == journal
+
+
+def test_a_refused_run_does_not_claim_its_folder(whole: Path, toml: Path) -> None:
+    assert "no such checkpoint" in finished(toml, "--set", f"init_from={whole}@3", code=2)
+    assert "no document in them" in finished(toml, "--set", "data.domains=['x']", code=2)
+    assert not (toml.parent / "run" / "config.json").exists()
+    assert "no such checkpoint" in finished(
+        toml, "--set", f"init_from={whole}@3", "--dry-run", code=2
+    )
+
+
+def test_shards_that_changed_under_a_run_are_refused(whole: Path, toml: Path) -> None:
+    copy = toml.parent / "run"
+    shutil.copytree(whole, copy)
+    path = checkpoint.path_of(copy, 20) / "progress.json"
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {"shards": "f" * len(table["shards"])}))
+    assert "was trained on shards with hash fff" in finished(
+        toml, "--set", "checkpoint.every=2", code=2
+    )
 
 
 def test_a_finished_run_is_not_trained_again(whole: Path, module_toml: Path) -> None:
@@ -196,8 +231,6 @@ def test_the_oldest_checkpoints_go(whole: Path) -> None:
 
 
 def test_a_checkpoint_without_its_marker_is_none(whole: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(whole, copy)
     (checkpoint.path_of(copy, 20) / checkpoint.MARKER).unlink()
@@ -225,18 +258,14 @@ def test_a_dry_run_resolves_everything_and_writes_nothing(toml: Path) -> None:
 
 def test_weights_travel_between_runs(whole: Path, toml: Path) -> None:
     """init_from gives the weights alone: the first evaluation is the last one of the run it starts from."""
-    finished(
-        toml,
-        "--set",
-        f"init_from={whole}@20",
-        "--set",
-        "stage.0.steps=1",
-        "--set",
-        "stage.1.steps=1",
-    )
-    moved = torch.cat([t.flatten() for t in weights_of(toml.parent / "run", 2).values()])
-    source = torch.cat([t.flatten() for t in weights_of(whole, 20).values()])
-    assert 0 < torch.linalg.vector_norm(moved - source) < 0.2 * torch.linalg.vector_norm(source)
+    text = toml.read_text()
+    start, stop = text.index("[[stage]]"), text.index("[[stage]]", text.index("[[stage]]") + 1)
+    toml.write_text(text[:start] + text[stop:])
+    finished(toml, "--set", f"init_from={whole}@20", "--set", "stage.0.steps=1")
+    first = read_journal(toml.parent / "run" / "evaluations.jsonl")[0]["summary"]
+    last = read_journal(whole / "evaluations.jsonl")[-1]["summary"]
+    assert first["gain_heldout"]["mean"] == last["gain_heldout"]["mean"]
+    assert first["bits_per_byte"]["mean"] == last["bits_per_byte"]["mean"]
 
 
 def test_an_exported_checkpoint_is_the_policy(whole: Path, tmp_path: Path) -> None:

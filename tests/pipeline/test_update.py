@@ -1,15 +1,17 @@
 """One optimiser step: the gradient is the formula's, and does not depend on how the step was split."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from rlpt import dist
-from rlpt.config import ObjectiveConfig, OptimizerConfig, PromptConfig, RLStage, ThoughtConfig
+from rlpt.config import PromptConfig, ThoughtConfig
 from rlpt.optim import adamw, learning_rate
-from rlpt.policy.load import Blueprint, local
+from rlpt.policy.load import Blueprint, local, named_full_tensors
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompt_stream, prompts_of, trunk
@@ -18,6 +20,7 @@ from rlpt.reward.rewards import Rewarded
 from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
 from rlpt.rollout.transformers_engine import TransformersEngine
+from rlpt.stages import ObjectiveConfig, OptimizerConfig, RLStage
 from rlpt.types import Group, concat
 from rlpt.update import Learner, _policy_gradient, _weighted, apply_gradients, move_ema, rl_step
 from rlpt_data.shards import ShardFolder
@@ -76,40 +79,52 @@ def test_splitting_the_step_does_not_change_the_gradient(
             ), name
 
 
+@pytest.mark.parametrize("next_token_weight", [0.0, 0.4])
 def test_the_gradient_is_reinforce_one_sequence_at_a_time(
-    learner: Learner, groups: list[Group], plan: Blueprint
+    learner: Learner, groups: list[Group], plan: Blueprint, next_token_weight: float
 ) -> None:
-    """-1/P sum_x 1/|y_x| sum_i A_i sum_t grad log pi(y_t), on policy, by an independent loop over plain sequences."""
-    objective = ObjectiveConfig(mask="none", max_ratio=None, aggregate="prompt")
+    """-1/P sum_x 1/|y_x| sum_i A_i sum_t grad log pi(y_t), on policy, and w times the mean next-token loss.
+
+    By an independent loop over plain sequences in plain transformers.
+    """
+    objective = ObjectiveConfig(
+        mask="none", max_ratio=None, aggregate="prompt", next_token_weight=next_token_weight
+    )
     found = gradients(learner, groups, STAGE.model_copy(update={"objective": objective}))
     advantage_PG = np.random.default_rng(0).normal(size=(len(groups), 3))
-    import transformers
-
-    from rlpt.policy.load import named_full_tensors
-
     lm = transformers.AutoModelForCausalLM.from_config(plan.config, dtype=torch.float32)
     lm.load_state_dict(dict(named_full_tensors(learner.policy)), strict=False)
+    markers = plan.vocabulary.markers
     loss = torch.zeros(())
     for p, group in enumerate(groups):
         actions = sum(r.num_actions for r in group.rollouts)
         for g, rollout in enumerate(group.rollouts):
-            ids = torch.from_numpy(concat(group.prompt.policy_ids, rollout.ids))[None]
-            logits = lm(ids).logits[0, len(group.prompt.policy_ids) - 1 : -1]
-            logits = logits.index_fill(
-                1, torch.tensor([plan.vocabulary.markers.opener]), -torch.inf
-            )
-            logp = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(rollout.ids)[:, None])[
-                :, 0
-            ]
-            loss = loss - float(advantage_PG[p, g]) * logp[
-                torch.from_numpy(rollout.action)
-            ].sum() / (actions * len(groups))
+            logp = plain_logp(lm, group.prompt.policy_ids, rollout.ids, (markers.opener,))
+            kept = logp[torch.from_numpy(rollout.action)].sum()
+            loss = loss - float(advantage_PG[p, g]) * kept / (actions * len(groups))
+    trunks = {id(group.prompt.trunk): group.prompt.trunk for group in groups}.values()
+    count = sum(len(trunk.ids) - 1 for trunk in trunks)
+    for each in trunks:
+        loss = (
+            loss
+            - next_token_weight
+            * plain_logp(lm, each.ids[:1], each.ids[1:], markers.ids).sum()
+            / count
+        )
     loss.backward()
     for name, parameter in lm.named_parameters():
         expected = parameter.grad
-        assert torch.linalg.vector_norm(
-            found[f"lm.{name}"] - expected
-        ) <= 2e-5 * torch.linalg.vector_norm(expected), name
+        error = torch.linalg.vector_norm(found[f"lm.{name}"] - expected)
+        assert error <= 2e-5 * torch.linalg.vector_norm(expected), name
+
+
+def plain_logp(
+    lm: Any, prefix: np.ndarray, ids: np.ndarray, banned: tuple[int, ...]
+) -> torch.Tensor:
+    """Log-probabilities of ``ids`` after ``prefix``, one sequence, full logits."""
+    logits = lm(torch.from_numpy(concat(prefix, ids))[None]).logits[0, len(prefix) - 1 : -1]
+    logits = logits.index_fill(1, torch.tensor(list(banned)), -torch.inf)
+    return torch.log_softmax(logits, -1).gather(1, torch.from_numpy(ids)[:, None])[:, 0]
 
 
 def test_a_constant_reward_leaves_the_gradient_exactly_zero(

@@ -1,0 +1,146 @@
+"""Stages of a run, as configurations: what is optimised, how, and how rewards become an update."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlpt_data.strict import Strict
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class OptimizerConfig(Strict):
+    lr: Rate = 3e-4
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: Count = 0
+    final_fraction: Fraction = 0.1
+    """Learning rate at the end of the stage as a fraction of `lr` (linear and cosine)."""
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """Applied to matrices; norms, biases and other vectors are exempt."""
+    clip_norm: Rate = 1.0
+
+
+class MixConfig(Strict):
+    """Shares of the frames a document is shown in by the next-token stage. They add up to 1."""
+
+    plain: Fraction = 1.0
+    """No markers."""
+    worked: Fraction = 0.0
+    """The shard's own `thoughts` column; documents without one are shown plain."""
+    copied: Fraction = 0.0
+    """A span of the context, copied, as the thought."""
+    empty: Fraction = 0.0
+    """Opener and closer with nothing between."""
+    thoughts_per_window: Positive = 1
+    """Most thoughts in one copied or empty frame; each sits at a cut of its own."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "MixConfig":
+        total = self.plain + self.worked + self.copied + self.empty
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(
+                f"plain + worked + copied + empty = {total:g}; the shares must add up to 1"
+            )
+        return self
+
+
+class GainReward(Strict):
+    """(log p_scorer(y | x, opener, z, closer) - log p_baseline(y | x)) / |y|, nats per continuation token."""
+
+    kind: Literal["gain"] = "gain"
+    scorer: Literal["policy", "ema", "frozen"] = "policy"
+    baseline: Literal["none", "policy", "ema", "frozen"] = "policy"
+    clip: Rate | None = None
+    """Limit of the absolute reward, in nats per token, before any centring."""
+
+    @property
+    def replicas(self) -> frozenset[str]:
+        """The copies of the policy that this reward needs beside the policy itself."""
+        return frozenset({self.scorer, self.baseline}) & {"ema", "frozen"}
+
+
+class PrefixMatchReward(Strict):
+    """1 where the prediction's bytes are a prefix of the continuation's that ends on a gold token boundary, else 0."""
+
+    kind: Literal["prefix_match"]
+
+    @property
+    def replicas(self) -> frozenset[str]:
+        return frozenset()
+
+
+class AdvantageConfig(Strict):
+    baseline: Literal["group_mean", "leave_one_out", "none"] = "leave_one_out"
+    scale: Literal["none", "group_std", "batch_std"] = "none"
+    """What a centred reward is divided by."""
+
+
+class ObjectiveConfig(Strict):
+    """sum_t M_t min(rho_t, max_ratio) A_t log pi(y_t), M the trust-region mask (DPPO, arXiv 2602.04879, Eq. 23)."""
+
+    mask: Literal["none", "clip", "tv"] = "tv"
+    """none: CISPO; clip: PPO/GRPO; tv: DPPO's binary total variation."""
+    clip_low: Fraction = 0.2
+    clip_high: Rate = 0.28
+    tv_delta: Rate = 0.2
+    max_ratio: Rate | None = 5.0
+    """Cap of the detached importance ratio; absent means none."""
+    aggregate: Literal["token", "prompt", "sequence"] = "prompt"
+    next_token_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the next-token loss on the trunks, with a denominator of its own."""
+
+
+class StageBase(Strict):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    steps: Positive
+    documents_per_step: Positive
+    """Documents of one optimiser step over all ranks; divisible by the number of ranks."""
+    micro_batch: Positive = 8
+    """Documents of one forward and backward on one rank; changes memory and speed, never the gradient."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+
+    @model_validator(mode="after")
+    def _warms_up_inside_the_stage(self) -> "StageBase":
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} exceeds steps = {self.steps}"
+            )
+        return self
+
+
+class NextTokenStage(StageBase):
+    kind: Literal["next_token"]
+    window_tokens: Annotated[int, Field(ge=2)] = 256
+    mix: MixConfig = MixConfig()
+    until_gain: float | None = None
+    """End the stage early at an evaluation whose mean gain reaches this many nats per token (`steps` is the limit)."""
+
+
+class RLStage(StageBase):
+    kind: Literal["rl"]
+    group_size: Positive = 8
+    reward: Annotated[GainReward | PrefixMatchReward, Field(discriminator="kind")] = GainReward()
+    reward_control: Literal["none", "permuted", "random", "constant"] = "none"
+    """Training controls: permute rewards within the group, replace them by noise of the same std, or by a constant."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    require_gain: float | None = None
+    """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
+
+    @model_validator(mode="after")
+    def _groups_have_siblings(self) -> "RLStage":
+        if self.group_size < 2 and self.advantage.baseline != "none":
+            raise ValueError(
+                f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2"
+            )
+        return self
+
+
+Stage = Annotated[NextTokenStage | RLStage, Field(discriminator="kind")]
