@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlpt import checkpoint, dist
-from rlpt.config import EvalJobConfig, PolicyConfig, RunConfig
+from rlpt.config import EvalJobConfig, PolicyConfig, PromptConfig, RunConfig, ThoughtConfig
 from rlpt.evaluate.continuation import Engine, Procedure
 from rlpt.evaluate.continuation import Scorer as ScorerLike
 from rlpt.evaluate.evaluation import Evaluation, evaluate
@@ -17,9 +17,10 @@ from rlpt.policy.scoring import Scorer
 from rlpt.prompts import held_out, held_out_windows
 from rlpt.rollout import sync
 from rlpt.rollout.transformers_engine import TransformersEngine
+from rlpt.runlog import read_config
 from rlpt.types import Markers
 from rlpt_data.shards import ShardFolder
-from rlpt_data.strict import UserError, parse
+from rlpt_data.strict import Strict, UserError, parse
 
 NEUTRAL_TEXT = " ."
 """The filler control repeats the tokens of this: they mean nothing and occur everywhere."""
@@ -63,20 +64,39 @@ _HEADLINE = (
 )
 
 
+_OF_A_RUN = {"policy": PolicyConfig, "prompts": PromptConfig, "thought": ThoughtConfig}
+"""What a job takes from the run behind its checkpoint where it gives none of its own."""
+
+
 def resolved(config: EvalJobConfig) -> EvalJobConfig:
-    """With the policy block filled in: the config's own, or that of the run behind a checkpoint."""
-    if config.run is None:
-        return config
-    path = checkpoint.find(config.run).parent.parent / "config.json"
+    """With policy, prompts and thought filled in: the config's own, else the run's, else the defaults.
+
+    The policy computes in float32 whatever it trained in: bf16 noise is larger than many gains.
+    """
+    blank: dict[str, Any] = {"prompts": PromptConfig(), "thought": ThoughtConfig()}
+    known = blank if config.run is None else _of_run(config.run)
+    own = {name: getattr(config, name) for name in _OF_A_RUN}
+    parts = known | {name: part for name, part in own.items() if part is not None}
+    parts["policy"] = parts["policy"].model_copy(update={"compute_dtype": "float32"})
+    return config.model_copy(update=parts)
+
+
+def _of_run(reference: str) -> dict[str, Strict]:
+    path = checkpoint.find(reference).parent.parent / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: absent, so the checkpoint's policy is unknown; restore the file")
-    table = json.loads(path.read_text())["policy"]
-    return config.model_copy(update={"policy": parse(PolicyConfig, table, f"{path} [policy]")})
+    table = read_config(path)
+    if absent := [name for name in _OF_A_RUN if name not in table]:
+        raise UserError(f"{path}: has no {absent[0]!r}, so it is no run's; restore the file")
+    return {
+        name: parse(model, table[name], f"{path} [{name}]") for name, model in _OF_A_RUN.items()
+    }
 
 
 def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) -> Subject:
     """Load the policy of a `resolved` configuration, with the checkpoint's weights if any."""
-    assert config.policy is not None, "resolve the configuration first"
+    assert config.policy, "resolve the configuration first"
+    assert config.thought, "resolve the configuration first"
     plan = load.blueprint(config.policy, folder)
     policy = load.load(config.policy, plan, world, config.seed)
     if config.run is not None:
@@ -97,6 +117,7 @@ def evaluate_subject(
 ) -> Evaluation:
     """The evaluation that ``config`` describes, of a policy that is already loaded."""
     cfg, split = config.evaluation, folder.split(config.evaluation.split)
+    assert config.prompts, "resolve the configuration first"
     prompts = held_out(
         split, config.prompts, subject.markers, cfg.prompts, config.seed, cfg.domains
     )
@@ -115,11 +136,9 @@ def evaluate_subject(
         config.seed,
         cfg.batch_documents,
     )
-    assert config.policy is not None, "resolve the configuration first"
     resampling = Resampling(unit_of(folder.manifest.split_by), cfg.bootstrap, config.seed)
     return evaluate(
         *(subject.scorer, subject.engine, prompts, windows, procedure, resampling, world),
-        compute_dtype=config.policy.compute_dtype,
         unbanned=subject.unbanned,
     )
 
