@@ -1,5 +1,6 @@
 """Every config in the repository is one the commands accept."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -33,6 +34,25 @@ def test_what_a_run_writes_stays_under_runs(path: Path) -> None:
     for key in ("run_dir", "out", "out_dir"):
         written = getattr(config, key, None)
         assert written is None or written.parts[0] == "runs", f"{key} = {written}"
+
+
+def test_every_folder_the_readme_names_holds_configs_of_its_command() -> None:
+    models = {"data": PrepareConfig, "train": RunConfig, "eval": EvalJobConfig}
+    rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "configs/README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == ["data", "eval", "proving", "train"]
+    for folder in rows:
+        found = {model_of(path) for path in CONFIGS if path.parent.name == folder}
+        assert found, f"configs/{folder} is empty"
+        assert found == {models.get(folder)} or folder == "proving"
+
+
+def test_the_evaluation_job_is_about_the_quickstart() -> None:
+    run = load(RunConfig, ROOT / "configs/train/quickstart.toml")
+    job = load(EvalJobConfig, ROOT / "configs/eval/continuation.toml")
+    assert job.run == f"{run.run_dir}@last"
+    assert job.shards == run.data.shards
+    assert job.evaluation.split == "test"
+    assert (job.prompts, job.thought) == (None, None)
 
 
 def test_data_configs_do_not_write_over_one_another() -> None:
