@@ -10,6 +10,7 @@ TORCH_INDEX ?=
 QUICKSTART_ARGS ?=
 QUICKSTART_RUN ?= runs/quickstart
 PROVE_ARGS ?=
+BENCH_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
@@ -31,7 +32,7 @@ help:
 	@echo "make test         install, lint, types, import contracts, tests"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make lint         lint, types, import contracts"
-	@echo "make bench        benchmarks in launch/bench"
+	@echo "make bench        benchmarks, each beside its peer, into kernels/bench/results.jsonl"
 	@echo "make clean        remove caches and builds (runs/ and $(VENV) stay)"
 
 # ---- environment -------------------------------------------------------------------------------
@@ -84,8 +85,7 @@ test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m slow
 
 bench: $(VENV)/.installed-dev
-	@ls launch/bench/*.sh >/dev/null 2>&1 || { echo "launch/bench: no benchmark yet"; exit 2; }
-	@for script in launch/bench/*.sh; do echo "-- $$script"; PATH="$(abspath $(BIN)):$$PATH" $$script || exit $$?; done
+	@for script in kernels/bench/*.py; do echo "-- $$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit $$?; done
 
 clean:
 	rm -rf build dist *.egg-info .ruff_cache .pytest_cache .hypothesis .import_linter_cache
