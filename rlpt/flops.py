@@ -1,9 +1,9 @@
 """Floating-point operations and tokens of one step, decoding included: counted in one place, from shapes alone.
 
 A matrix of M parameters costs 2 M per token forward and 4 M backward; attention over T positions adds 4 L T Q per token
-forward, Q the width of all query heads: 2 L T Q for the scores and as much for the weighted values. Kaplan et al. 2020
-(arXiv 2001.08361, section 2.1) arrive at half of that by leaving out what the causal mask hides; kernels compute it.
-Norms, rotary positions, softmax and the embedding lookup are left out.
+forward, Q the width of all query heads: 2 L T Q for the scores and as much for the weighted values. Nothing is taken
+off for the causal mask; Kaplan et al. 2020 (arXiv 2001.08361, section 2.1) count half of this. Norms, rotary
+positions, softmax and the embedding lookup are left out.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ def per_token(config: Any, context: int) -> float:
     width, layers = config.hidden_size, config.num_hidden_layers
     head_dim = getattr(config, "head_dim", None) or width // config.num_attention_heads
     queries, keys = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    # Queries and output, keys and values, the three matrices of a gated MLP.
     block = 2 * width * queries + 2 * width * keys + 3 * width * config.intermediate_size
-    return 2.0 * (layers * block + width * config.vocab_size) + 2.0 * layers * context * queries * 2
+    return 2.0 * (layers * block + width * config.vocab_size) + 4.0 * layers * context * queries
 
 
 def step_cost(cfg: RunConfig, stage: Stage, config: Any) -> Cost:
