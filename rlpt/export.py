@@ -32,7 +32,8 @@ def export(run_dir: Path, step: int | None, out: Path) -> Path:
     shards = ShardFolder.open(cfg.data.shards)
     plan = load.blueprint(cfg.policy, shards)
     with dist.world() as world:
-        policy = load.sharded(cfg.policy, plan, world)
+        # One process, whatever the run had: no groups of replicas.
+        policy = load.sharded(cfg.policy.model_copy(update={"replicas": 1}), plan, world)
         checkpoint.load_weights(path, policy, str(shards.manifest.tokenizer_hash))
         tensors = {
             name: tensor.cpu().contiguous() for name, tensor in load.named_full_tensors(policy)

@@ -77,7 +77,8 @@ def resolved(config: EvalJobConfig) -> EvalJobConfig:
     known = blank if config.run is None else _of_run(config.run)
     own = {name: getattr(config, name) for name in _OF_A_RUN}
     parts = known | {name: part for name, part in own.items() if part is not None}
-    parts["policy"] = parts["policy"].model_copy(update={"compute_dtype": "float32"})
+    # One job, however many ranks: the groups of replicas are the run's own affair.
+    parts["policy"] = parts["policy"].model_copy(update={"compute_dtype": "float32", "replicas": 1})
     return config.model_copy(update=parts)
 
 

@@ -16,10 +16,11 @@ import torch.distributed.checkpoint as dcp
 import zstandard
 
 from rlpt import checkpoint
-from rlpt.config import RunConfig
+from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.evaluate.job import run as evaluate
 from rlpt.runlog import read_journal
 from rlpt.train import run
-from rlpt_data.strict import UserError, load
+from rlpt_data.strict import UserError, load, parse
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
@@ -142,6 +143,40 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
         assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(
             expected[name]
         ), name
+
+
+@pytest.mark.slow
+def test_a_run_with_replicas_is_exported_and_evaluated_on_one_rank(
+    toml: Path, shards_dir: Path
+) -> None:
+    from rlpt.export import export
+
+    finished(
+        toml,
+        "--set",
+        "policy.replicas=2",
+        "--set",
+        "stage.0.steps=1",
+        "--set",
+        "stage.1.steps=1",
+        ranks=2,
+    )
+    run_dir = toml.parent / "run"
+    export(run_dir, None, toml.parent / "hf")
+    table = {
+        "run": f"{run_dir}@last",
+        "shards": str(shards_dir),
+        "out_dir": str(toml.parent / "eval"),
+    }
+    table["evaluation"] = {
+        "split": "train",
+        "prompts": 40,
+        "thoughts": 1,
+        "bits_per_byte_documents": 4,
+    }
+    found = evaluate(parse(EvalJobConfig, table, "test"))
+    own = read_journal(run_dir / "evaluations.jsonl")[-1]["summary"]
+    assert found["gain_heldout"]["mean"] == pytest.approx(own["gain_heldout"]["mean"], abs=1e-6)
 
 
 @pytest.mark.parametrize("kill_after_step", [3, 15])
