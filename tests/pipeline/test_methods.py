@@ -9,10 +9,14 @@ import zstandard
 
 from rlpt.config import EvalJobConfig, RunConfig
 from rlpt.evaluate.job import run as evaluate
+from rlpt.report import write
 from rlpt.runlog import read_journal
 from rlpt.train import run
+from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import load, parse
+
+TEMPLATE = Path(__file__).with_name("tiny_run.toml")
 
 
 def trained(toml: Path, *overrides: str) -> Path:
@@ -112,3 +116,38 @@ def test_an_evaluation_job_repeats_the_runs_own_evaluation(
     assert found["gain_heldout"]["mean"] == pytest.approx(own["gain_heldout"]["mean"], abs=1e-7)
     assert found["bits_per_byte"]["mean"] == pytest.approx(own["bits_per_byte"]["mean"], abs=1e-7)
     assert found["verdict"] == own["verdict"]
+
+
+def test_a_page_that_spells_the_markers_is_plain_text_from_shard_to_report(tmp_path: Path) -> None:
+    """Text with `<think>`, `</think>`, `<|endoftext|>` and tags of HTML goes through everything as text."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for n in range(80):
+        lines = [
+            f"Page {n}: <think> he said {k} </think> and <|endoftext|> <script>x()</script>."
+            for k in range(9)
+        ]
+        (corpus / f"{n:02d}.txt").write_text("\n\n".join(lines))
+    table = {
+        "out": str(tmp_path / "shards"),
+        "source": {"kind": "folder", "path": str(corpus)},
+        "tokenizer": {"kind": "bpe", "vocab_size": 300},
+    }
+    prepare(parse(PrepareConfig, table, "test"))
+    shards = ShardFolder.open(tmp_path / "shards")
+    markers = {300, 301}
+    assert all(not markers & set(document.ids.tolist()) for document in shards.split("train"))
+    text = (
+        TEMPLATE.read_text()
+        .replace("{run_dir}", str(tmp_path / "run"))
+        .replace("{shards}", str(tmp_path / "shards"))
+    )
+    (tmp_path / "run.toml").write_text(text)
+    run_dir = trained(tmp_path / "run.toml")
+    shown = "".join(
+        group["context"] + "".join(group["continuation_tokens"]) for group in groups_of(run_dir)
+    )
+    assert "</think>" in shown
+    page = write(run_dir).read_text()
+    assert "&lt;/think&gt;" in page
+    assert "<script" not in page
