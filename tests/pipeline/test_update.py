@@ -21,7 +21,7 @@ from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.stages import ObjectiveConfig, OptimizerConfig, RLStage
-from rlpt.types import Group, concat
+from rlpt.types import Group, Scores, concat
 from rlpt.update import Learner, _policy_gradient, _weighted, apply_gradients, move_ema, rl_step
 from rlpt_data.shards import ShardFolder
 
@@ -242,3 +242,38 @@ def test_learning_rates_by_hand(step: int, constant: float, linear: float, cosin
     for schedule, expected in (("constant", constant), ("linear", linear), ("cosine", cosine)):
         cfg = OptimizerConfig(lr=1.0, warmup_steps=4, schedule=schedule, final_fraction=0.1)
         assert learning_rate(cfg, step, 12) == pytest.approx(expected, abs=1e-12)
+
+
+class Constant:
+    """A scorer that says the same of every token: ``thought`` after a thought, ``bare`` without one."""
+
+    def __init__(self, thought: float, bare: float) -> None:
+        self.thought, self.bare = thought, bare
+
+    def branches(self, pairs):
+        return [scores(self.thought, len(branch.ids) - branch.score_start) for _, branch in pairs]
+
+    def trunks(self, spans):
+        return [scores(self.bare, stop - start) for _, start, stop in spans]
+
+
+def scores(logp: float, count: int) -> Scores:
+    return Scores(np.full(count, logp, dtype=np.float32), np.zeros(count, dtype=np.int64))
+
+
+@pytest.mark.parametrize(("scorer", "baseline", "reward"), [
+    ("policy", "policy", -1.0 + 3.0),
+    ("frozen", "frozen", -0.5 + 4.0),
+    ("frozen", "policy", -0.5 + 3.0),
+    ("policy", "frozen", -1.0 + 4.0),
+    ("frozen", "none", -0.5),
+])  # fmt: skip
+def test_a_reward_asks_the_scorer_and_the_baseline_it_names(
+    learner: Learner, groups: list[Group], scorer: str, baseline: str, reward: float
+) -> None:
+    """By hand, per token; the gain is the policy's own whatever the reward is."""
+    scorers = {"policy": Constant(-1.0, -3.0), "frozen": Constant(-0.5, -4.0)}
+    found = Gain(scorers, learner.markers, scorer, baseline, None, centred=False)(groups)
+    assert np.allclose(found.reward_PG, reward, atol=1e-6)
+    value, count = found.sums["gain/mean"]
+    assert value / count == pytest.approx(2.0, abs=1e-6)
