@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
 from typing import Any
 
-import numpy as np
-
 from rlpt import dist, flops
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation, headline
+from rlpt.evaluate.job import Decode, decoder
 from rlpt.policy.load import Blueprint, meta_model
 from rlpt.runlog import read_journal, write_json
 from rlpt.session import Session
@@ -75,7 +74,7 @@ def _row(
 ) -> dict[str, Any]:
     assert stepped.rewarded is not None
     prompt, detail = groups[p].prompt, stepped.rewarded.detail
-    read = _Reader(session.shards.token_bytes())
+    read = decoder(session.shards)
     no_think = detail.get("no_think")
     return {
         "step": step,
@@ -83,10 +82,10 @@ def _row(
         "document": prompt.trunk.document,
         "domain": prompt.trunk.domain,
         "cut": prompt.key[2],
-        "context": read.text(prompt.trunk.ids[max(0, prompt.cut - _CONTEXT_SHOWN) : prompt.cut]),
-        "continuation_tokens": [
-            read.text(part) for part in np.split(prompt.continuation_ids, prompt.horizon)
-        ],
+        "context": read(
+            prompt.trunk.ids[max(0, prompt.cut - _CONTEXT_SHOWN) : prompt.cut].tolist()
+        ),
+        "continuation_tokens": [read([index]) for index in prompt.continuation_ids.tolist()],
         "no_think_logp": _plain(no_think[p]) if no_think else None,
         "rollouts": [
             _rollout(groups[p], g, p, stepped, read) for g in range(len(groups[p].rollouts))
@@ -94,15 +93,15 @@ def _row(
     }
 
 
-def _rollout(group: Group, g: int, p: int, stepped: Stepped, read: "_Reader") -> dict[str, Any]:
+def _rollout(group: Group, g: int, p: int, stepped: Stepped, read: Decode) -> dict[str, Any]:
     assert stepped.rewarded is not None
     assert stepped.advantage_PG is not None
     rollout, detail = group.rollouts[g], stepped.rewarded.detail
     scores = detail["thought"][p * len(group.rollouts) + g] if "thought" in detail else None
     return {
-        "thought": read.text(rollout.thought_ids),
+        "thought": read(rollout.thought_ids.tolist()),
         "ids": rollout.ids.tolist(),
-        "prediction": read.text(rollout.prediction_ids),
+        "prediction": read(rollout.prediction_ids.tolist()),
         "behaviour_logp": [float(value) for value in rollout.logp],
         "version": int(rollout.version[0]),
         "finish": rollout.finish,
@@ -111,19 +110,6 @@ def _rollout(group: Group, g: int, p: int, stepped: Stepped, read: "_Reader") ->
         "reward": float(stepped.rewarded.reward_PG[p, g]),
         "advantage": float(stepped.advantage_PG[p, g]),
     }
-
-
-class _Reader:
-    """Ids -> text for people; markers and other ids without text read as nothing."""
-
-    def __init__(self, token_bytes: Sequence[bytes]) -> None:
-        self.token_bytes = token_bytes
-
-    def text(self, ids: np.ndarray) -> str:
-        known = [
-            self.token_bytes[int(index)] for index in ids if int(index) < len(self.token_bytes)
-        ]
-        return b"".join(known).decode("utf-8", errors="replace")
 
 
 def _plain(scores: Scores) -> list[float]:

@@ -22,6 +22,8 @@ from rlpt.types import Markers
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import Strict, UserError, parse
 
+Decode = Callable[[Sequence[int]], str]
+
 NEUTRAL_TEXT = " ."
 """The filler control repeats the tokens of this: they mean nothing and occur everywhere."""
 
@@ -154,7 +156,7 @@ def unit_of(split_by: str) -> Unit:
     return "domain" if split_by == "domain" else "document"
 
 
-def decoder(folder: ShardFolder) -> Callable[[Sequence[int]], str]:
+def decoder(folder: ShardFolder) -> Decode:
     """Ids -> text for people to read, byte for byte; ids without text (markers) read as nothing."""
     token_bytes = folder.token_bytes()
 
