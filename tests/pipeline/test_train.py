@@ -39,7 +39,7 @@ def started(toml: Path, *words: str, ranks: int = 1) -> subprocess.Popen[bytes]:
 
 def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
     process = started(toml, *words, ranks=ranks)
-    _, errors = process.communicate(timeout=110)
+    _, errors = process.communicate(timeout=280)
     assert process.returncode == code, errors.decode()[-3000:]
     return errors.decode()
 
@@ -143,6 +143,14 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
         assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(
             expected[name]
         ), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_compiled_blocks_give_the_losses_of_eager_ones(whole: Path, toml: Path) -> None:
+    finished(toml, "--set", "policy.compile=true", "--set", "checkpoint.every=2")
+    for mine, theirs in zip(steps_of(toml.parent / "run"), steps_of(whole), strict=True):
+        assert mine["loss/next_token"] == pytest.approx(theirs["loss/next_token"], rel=1e-5)
 
 
 @pytest.mark.slow
