@@ -52,7 +52,8 @@ def blueprint(cfg: PolicyConfig, shards: ShardFolder) -> Blueprint:
     if not same_text_tokenizer(own, tokenizer):
         raise UserError(
             f"policy.path = {cfg.path}: its tokenizer is not the one of the shards in {shards.path} "
-            f"(hash {shards.manifest.tokenizer_hash}); prepare shards with [tokenizer] path = {str(cfg.path)!r}"
+            f"(hash {shards.manifest.tokenizer_hash}); prepare shards with [tokenizer] kind = 'file', "
+            f"path = {str(cfg.path)!r}"
         )
     config = transformers.AutoConfig.from_pretrained(cfg.path)
     vocab = vocabulary(cfg, own, embedding_rows=config.vocab_size)
