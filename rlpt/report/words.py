@@ -143,7 +143,22 @@ def expectation(run: Run) -> list[str]:
     """What such a policy can and cannot gain, and what a change of the gain does not show."""
     if verdict(run)[0] == "useful":
         return [f"{_who(run)} {_USEFUL}"]
-    return [f"{_who(run)} {_LITTLE if _is_tiny(run) else ''}".strip(), _NO_EVIDENCE]
+    told = [f"{_who(run)} {_LITTLE if _is_tiny(run) else ''}".strip(), _NO_EVIDENCE]
+    return told + ([silence] if (silence := _silence(run)) else [])
+
+
+def _silence(run: Run) -> str:
+    """Said where most held-out thoughts are empty: then the gain is that of the two markers."""
+    thought = run.last_evaluation.get("thought") or {}
+    if thought.get("empty_rate", 0.0) <= 0.5:
+        return ""
+    first = (run.evaluations[0]["summary"].get("thought") or {}).get("mean_len")
+    before = f", from {number(first, 1)} tokens a thought" if first is not None else ""
+    return (
+        f"The policy stopped thinking: {number(100 * thought['empty_rate'], 0)}% of its last "
+        f"held-out thoughts are empty ({number(thought['mean_len'], 1)} tokens a thought{before}). "
+        "What moved the gain is that it writes nothing."
+    )
 
 
 def _is_tiny(run: Run) -> bool:

@@ -57,6 +57,23 @@ def test_only_a_tiny_policy_is_told_what_a_tiny_policy_cannot_do(
     assert "not evidence of reasoning" in told[1]
 
 
+@pytest.mark.parametrize(("empty_rate", "said"), [(0.97, True), (0.5, False), (0.02, False)])
+def test_a_policy_that_stopped_thinking_is_said_to_have(tmp_path, make_run, empty_rate, said):
+    run = read(make_run(tmp_path / "run"))
+    summary = run.evaluations[-1]["summary"]
+    thought = summary.get("thought", {}) | {"empty_rate": empty_rate, "mean_len": 0.04}
+    last = run.evaluations[-1] | {"summary": summary | {"thought": thought}}
+    run = replace(
+        run,
+        summary=run.summary | {"verdict": "harmful"},
+        evaluations=[*run.evaluations[:-1], last],
+    )
+    told = " ".join(words.expectation(run))
+    assert (
+        "stopped thinking: 97% of its last held-out thoughts are empty (0.0 tokens" in told
+    ) is said
+
+
 def test_an_interval_without_bounds_says_so():
     assert words.interval({"mean": 0.5, "ci_low": None, "ci_high": None}) == "+0.500 (no interval)"
     assert words.interval(None) == "\N{EN DASH}"
