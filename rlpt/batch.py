@@ -17,9 +17,6 @@ from rlpt.frames import Framed
 from rlpt.policy.packing import Packed, Rows, pack, rows
 from rlpt.types import Branch, Group, Markers, Trunk, concat
 
-Sums = dict[str, tuple[float, float]]
-"""Metric -> (sum, count), divided once, after the sum over micro-batches and ranks."""
-
 
 @dataclass(frozen=True)
 class Weighted:

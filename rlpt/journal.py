@@ -65,16 +65,17 @@ def rollout_rows(
     # Ranks share documents, and documents differ in their number of cuts: whole documents in order, then flat.
     parts = groupby(range(len(groups)), key=lambda p: id(groups[p].prompt.trunk))
     chosen = islice((list(part) for _, part in parts), -(-kept // session.world.size))
-    documents = [[_row(session, groups, stepped, p, step) for p in part] for part in chosen]
+    # One reader for all rows: making it parses the tokenizer.
+    read = decoder(session.shards)
+    documents = [[_row(groups, stepped, p, step, read) for p in part] for part in chosen]
     return [row for part in dist.unshare(documents, session.world) for row in part][:kept]
 
 
 def _row(
-    session: Session, groups: Sequence[Group], stepped: Stepped, p: int, step: int
+    groups: Sequence[Group], stepped: Stepped, p: int, step: int, read: Decode
 ) -> dict[str, Any]:
     assert stepped.rewarded is not None
     prompt, detail = groups[p].prompt, stepped.rewarded.detail
-    read = decoder(session.shards)
     no_think = detail.get("no_think")
     return {
         "step": step,

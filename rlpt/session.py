@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from rlpt import checkpoint, dist
-from rlpt.batch import Sums
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.console import say
@@ -27,9 +26,9 @@ from rlpt.prompts import Stream, held_out, prompt_stream, window_stream
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
 from rlpt.rollout.transformers_engine import TransformersEngine
-from rlpt.runlog import RunLog, has_work
+from rlpt.runlog import RunLog, has_work, read_journal
 from rlpt.stages import NextTokenStage, RLStage, Stage
-from rlpt.types import Markers
+from rlpt.types import Markers, Sums
 from rlpt.update import Learner
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
@@ -243,8 +242,6 @@ class Session:
         return policy
 
     def _evaluated(self, step: int) -> bool:
-        from rlpt.runlog import read_journal
-
         return any(
             row["step"] == step for row in read_journal(self.cfg.run_dir / "evaluations.jsonl")
         )

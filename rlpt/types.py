@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int
 
 Ids = Int[np.ndarray, " T"]
 Finish = Literal["closer", "budget"]
+Sums = dict[str, tuple[float, float]]
+"""Metric -> (sum, count), divided once, after the sum over micro-batches and ranks."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from rlpt import dist, rng
 from rlpt.advantage import Moments, advantage, batch_moments
-from rlpt.batch import Sums, Weighted, action_batch, framed_batch, split_documents
+from rlpt.batch import Weighted, action_batch, framed_batch, split_documents
 from rlpt.frames import Framed
 from rlpt.objective import next_token_loss, policy_gradient, token_weights
 from rlpt.optim import learning_rate, set_learning_rate
@@ -24,7 +24,7 @@ from rlpt.policy.policy import Policy
 from rlpt.reward.control import constant, permuted, random_like
 from rlpt.reward.rewards import Reward, Rewarded
 from rlpt.stages import NextTokenStage, OptimizerConfig, RLStage
-from rlpt.types import Group, Markers
+from rlpt.types import Group, Markers, Sums
 from rlpt_data.strict import UserError
 
 

@@ -12,9 +12,7 @@ from jaxtyping import Float
 
 from rlpt.reward.gain import gain
 from rlpt.reward.prefix_match import prefix_match
-from rlpt.types import Branch, Group, Markers, Scores, Trunk, thought_branch
-
-Sums = dict[str, tuple[float, float]]
+from rlpt.types import Branch, Group, Markers, Scores, Sums, Trunk, thought_branch
 
 
 @runtime_checkable
