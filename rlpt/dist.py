@@ -87,15 +87,6 @@ def largest(value: int, world: World) -> int:
     return int(tensor)
 
 
-def gather_objects(items: Sequence[Any], world: World) -> list[Any]:
-    """The concatenation of every rank's list, in rank order, on every rank."""
-    if world.size == 1:
-        return list(items)
-    parts: list[Any] = [None] * world.size
-    torch_dist.all_gather_object(parts, list(items))
-    return [item for part in parts for item in part]
-
-
 def unshare(parts: Sequence[Any], world: World) -> list[Any]:
     """Gather strided shares back into the global order: the inverse of `share`."""
     if world.size == 1:
