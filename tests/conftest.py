@@ -1,11 +1,15 @@
 """Shapes and types are checked in every test: jaxtyping's hook and beartype, before any import."""
 
+import importlib.machinery
 import os
 import sys
 import types
 
 # Set before torch loads: the suite runs on as many workers as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton kernels run on CPU tensors where there is no GPU. Read when they are defined.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -15,4 +19,15 @@ from jaxtyping import install_import_hook
 checker = types.ModuleType("rlpt_checker")
 checker.__dict__["checked"] = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[checker.__name__] = checker
+
+class _DeviceCode:
+    """Modules of device code are imported as they are: Triton reads their source, and there is no call to check."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        device_code = name in ("rlpt_kernels.triton_kernels", "rlpt_kernels.triton_rows")
+        return importlib.machinery.PathFinder.find_spec(name, path, target) if device_code else None
+
+
 install_import_hook(["rlpt", "rlpt_kernels", "rlpt_data"], "rlpt_checker.checked")
+sys.meta_path.insert(0, _DeviceCode)

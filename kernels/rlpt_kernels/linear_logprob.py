@@ -1,24 +1,30 @@
 """Log-probabilities straight from hidden states and the output embedding."""
 
+import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from rlpt_kernels.head import Head, LogProb, Wanted, check
+from rlpt_kernels.checks import check, check_shares, check_values
+from rlpt_kernels.head import Head, LogProb, Problem, Wanted
+from rlpt_kernels.launch import why_not
+from rlpt_kernels.ops import linear_logprob_op
 from rlpt_kernels.reference import linear_logprob_reference
-from rlpt_kernels.slabs import linear_logprob_slabs
 
-Implementation = Literal["auto", "reference", "slabs"]
-_IMPLEMENTATIONS = {"reference": linear_logprob_reference, "slabs": linear_logprob_slabs}
+Implementation = Literal["auto", "reference", "slabs", "slabs_bf16", "chunked", "triton"]
 
 FULL_LOGITS = 1 << 21
-"""`auto` keeps full logits up to this many of them (8 MiB in float32) and walks slabs above."""
+"""`auto` keeps full logits on a CPU up to this many of them (8 MiB in float32) and walks slabs above."""
+
+_log = logging.getLogger("rlpt_kernels")
 
 
 def linear_logprob(
-    hidden_ND: Float[Tensor, "N D"],
+    hidden_MD: Float[Tensor, "M D"],
     weight_VD: Float[Tensor, "V D"],
     target_N: Int[Tensor, " N"],
     *,
@@ -27,45 +33,102 @@ def linear_logprob(
     softcap: float | None = None,
     ignore_index: int = -100,
     banned: Sequence[int] = (),
+    rows: Int[Tensor, " N"] | None = None,
     entropy: bool = False,
     argmax: bool = False,
     rank: bool = False,
     vocab_start: int = 0,
     vocab_stop: int | None = None,
-    group: object | None = None,
+    group: ProcessGroup | None = None,
     impl: Implementation = "auto",
 ) -> LogProb:
     """log softmax(softcap(hidden @ weight + bias) / temperature)[target], always in float32.
 
-    Differentiable in hidden, weight and bias through logp, logsumexp and entropy. An ignored target
-    has logp 0, a banned one -inf; neither sends a gradient through logp. Banned ids leave the
-    softmax: probability 0, gradient exactly 0. `reference` holds N x V logits, `slabs` N x 2048 of
-    them. Raises ValueError naming the argument at fault.
+    Row n is hidden[n], or hidden[rows[n]] where ``rows`` is given: context positions then never reach the head, and
+    repeated rows sum their gradients. Differentiable in hidden, weight and bias through logp, logsumexp and entropy. An
+    ignored target has logp 0, a banned one -inf; neither sends a gradient through logp. Banned ids leave the softmax:
+    probability 0, gradient exactly 0.
+
+    ``weight`` holds the ids [vocab_start, vocab_stop), and rows beyond them are padding. With a ``group`` every rank
+    holds one such share and the same hidden, gets the same answer over the whole vocabulary, and in the backward the
+    whole gradient of hidden beside that of its own share. All ranks must ask for the same outputs.
+
+    ``impl``: `reference` holds N x V logits and defines what is correct; `slabs` walks the vocabulary in torch; `triton`
+    is one fused kernel on a GPU; `chunked` holds some rows of logits; `slabs_bf16` is inexact (about 1e-2 nats) and
+    never chosen by `auto`. Raises ValueError naming the argument at fault.
     """
-    _refuse_vocabulary_shards(len(weight_VD), vocab_start, vocab_stop, group)
-    head = Head(temperature, softcap, ignore_index, tuple(banned))
-    check(hidden_ND, weight_VD, bias, target_N, head)
-    chosen = choose(len(hidden_ND), len(weight_VD)) if impl == "auto" else impl
-    if chosen not in _IMPLEMENTATIONS:
-        known = ", ".join(("auto", *_IMPLEMENTATIONS))
-        raise ValueError(f"impl = {impl!r} is unknown; choose one of {known}")
-    return _IMPLEMENTATIONS[chosen](
-        hidden_ND, weight_VD, bias, target_N, head, Wanted(entropy, argmax, rank)
-    )
+    stop = vocab_start + len(weight_VD) if vocab_stop is None else vocab_stop
+    head, wanted = Head(temperature, softcap, tuple(banned)), Wanted(entropy, argmax, rank)
+    check(hidden_MD, weight_VD, bias, target_N, rows, head)
+    check_shares(weight_VD, vocab_start, stop, group is not None, head.banned)
+    chosen = choose(hidden_MD, weight_VD, len(target_N), group is not None) if impl == "auto" else impl
+    check_implementation(chosen, hidden_MD, weight_VD, group is not None)
+    if chosen == "reference":
+        return _reference(hidden_MD, weight_VD, bias, target_N, rows, stop, ignore_index, head, wanted)
+    per_row = temperature if isinstance(temperature, Tensor) else None
+    found = linear_logprob_op(
+        hidden_MD, weight_VD, bias, target_N, rows, per_row, 1.0 if per_row is not None else temperature,
+        softcap, ignore_index, head.banned, entropy, argmax, rank, vocab_start, stop,
+        "" if group is None else group.group_name, chosen,
+    )  # fmt: skip
+    extra = [x if on else None for x, on in zip(found[2:5], (entropy, argmax, rank), strict=True)]
+    return LogProb(found[0], found[1], *extra)
 
 
-def choose(num_rows: int, vocab: int) -> Literal["reference", "slabs"]:
-    """The implementation that ``auto`` takes."""
-    return "slabs" if num_rows * vocab > FULL_LOGITS else "reference"
+def choose(
+    hidden_MD: Tensor, weight_VD: Tensor, num_rows: int, grouped: bool = False
+) -> Implementation:
+    """The implementation that ``auto`` takes; says so once in the log."""
+    half = hidden_MD.dtype == weight_VD.dtype and hidden_MD.dtype in (torch.float16, torch.bfloat16)
+    if hidden_MD.is_cuda and half and why_not(hidden_MD.device) is None:
+        chosen: Implementation = "triton"
+    elif grouped or torch.compiler.is_compiling() or num_rows * len(weight_VD) > FULL_LOGITS:
+        # Compiled code looks at no values, and the reference would take a stray target for another.
+        chosen = "slabs"
+    else:
+        chosen = "reference"
+    announce("linear_logprob", chosen, f"{hidden_MD.dtype} on {hidden_MD.device.type}")
+    return chosen
 
 
-def _refuse_vocabulary_shards(
-    vocab: int, vocab_start: int, vocab_stop: int | None, group: object | None
-) -> None:
-    if group is not None:
-        raise ValueError("group: vocabulary-parallel heads are not supported; gather the weight")
-    if vocab_start != 0 or vocab_stop not in (None, vocab):
-        raise ValueError(
-            f"vocab_start = {vocab_start}, vocab_stop = {vocab_stop}: a part of the vocabulary is "
-            f"not supported; pass the whole weight"
-        )
+_announced: set[tuple[str, str, str]] = set()
+
+
+@torch.compiler.assume_constant_result
+def announce(what: str, chosen: str, where: str) -> None:
+    """One log line for each choice that `auto` makes, not one for each call."""
+    if (what, chosen, where) not in _announced:
+        _announced.add((what, chosen, where))
+        _log.info("%s: auto takes %s for %s", what, chosen, where)
+
+
+def check_implementation(name: str, hidden_MD: Tensor, weight_VD: Tensor, grouped: bool) -> None:
+    """Refuse what an implementation cannot do, with what can."""
+    known = get_args(Implementation)
+    if name not in known:
+        raise ValueError(f"impl = {name!r} is unknown; choose one of {', '.join(known)}")
+    if name == "reference" and grouped:
+        raise ValueError("impl = 'reference' holds the whole vocabulary; with a group choose slabs or triton")
+    if name == "triton":
+        if torch.float64 in (hidden_MD.dtype, weight_VD.dtype):
+            raise ValueError("impl = 'triton' computes in float32; for float64 choose slabs or reference")
+        reason = why_not(hidden_MD.device)
+        if reason is not None:
+            raise ValueError(f"impl = 'triton': {reason}")
+
+
+def _reference(
+    hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, rows: Tensor | None,
+    stop: int, ignore_index: int, head: Head, wanted: Wanted,
+) -> LogProb:  # fmt: skip
+    ignored_N = target_N == ignore_index
+    if torch.compiler.is_compiling():
+        known_N = ignored_N | ((target_N >= 0) & (target_N < stop))
+        torch._assert_async(known_N.all(), "target is outside the vocabulary")
+    else:
+        per_row = head.temperature if isinstance(head.temperature, Tensor) else None
+        check_values(target_N, ignore_index, stop, rows, len(hidden_MD), per_row)
+    local_N = torch.where(ignored_N, -1, target_N.long())
+    hidden_ND = hidden_MD if rows is None else hidden_MD.index_select(0, rows)
+    problem = Problem(hidden_ND, weight_VD[:stop], None if bias_V is None else bias_V[:stop], local_N, head)
+    return linear_logprob_reference(problem, ignored_N, wanted)

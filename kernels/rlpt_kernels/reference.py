@@ -4,29 +4,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlpt_kernels.head import Head, LogProb, Wanted, compute_dtype, logits, scores
+from rlpt_kernels.checks import check_scores
+from rlpt_kernels.head import LogProb, Problem, Wanted, scores
+from rlpt_kernels.matmul import exact
 
 
 def linear_logprob_reference(
-    hidden_ND: Float[Tensor, "N D"],
-    weight_VD: Float[Tensor, "V D"],
-    bias_V: Float[Tensor, " V"] | None,
-    target_N: Int[Tensor, " N"],
-    head: Head,
-    wanted: Wanted,
+    problem: Problem, ignored_N: Tensor, wanted: Wanted
 ) -> LogProb:
-    """See ``linear_logprob``; ``check`` has passed."""
-    dtype = compute_dtype(hidden_ND, weight_VD)
-    with torch.autocast(hidden_ND.device.type, enabled=False):
-        score_NV = scores(logits(hidden_ND.to(dtype), weight_VD, bias_V), head, 0)
+    """See ``linear_logprob``; the checks have passed."""
+    with exact(problem.hidden_ND.device):
+        raw_NV = problem.hidden_ND.to(problem.dtype) @ problem.weight_VD.to(problem.dtype).T
+        if problem.bias_V is not None:
+            raw_NV = raw_NV + problem.bias_V.to(problem.dtype)
+        score_NV = scores(raw_NV, problem.head, 0)
+        if not torch.compiler.is_compiling():
+            check_scores(score_NV.detach().amax(dim=1))
         logp_NV = torch.log_softmax(score_NV, dim=1)
-        index_N1 = target_N.long().masked_fill(target_N == head.ignore_index, 0)[:, None]
+        index_N1 = problem.target_N.clamp(min=0)[:, None]
         return LogProb(
-            _pick(logp_NV.gather(1, index_N1)[:, 0], target_N == head.ignore_index),
+            _pick(logp_NV.gather(1, index_N1)[:, 0], ignored_N),
             torch.logsumexp(score_NV, dim=1),
             _entropy(logp_NV) if wanted.entropy else None,
             score_NV.argmax(dim=1) if wanted.argmax else None,
-            _rank(score_NV, index_N1, target_N == head.ignore_index) if wanted.rank else None,
+            _rank(score_NV, index_N1, ignored_N) if wanted.rank else None,
         )
 
 

@@ -3,18 +3,33 @@
 import pytest
 import torch
 
-from rlpt_kernels import linear_logprob, slabs
+from rlpt_kernels import chunked, fused, linear_logprob, slabs
+from rlpt_kernels.rows import TritonRows
+
+IMPLEMENTATIONS = ["reference", "slabs", "chunked", "chunked+triton", "triton"]
+"""Exact ones, all held to the same bar. `chunked+triton` runs its row kernels in the interpreter."""
 
 
-@pytest.fixture(params=["reference", "slabs"])
-def impl(request):
-    return request.param
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request, monkeypatch):
+    if request.param == "chunked+triton":
+        monkeypatch.setattr(chunked, "rows_for", _triton_rows)
+    return request.param.removesuffix("+triton")
+
+
+def _triton_rows(problem, rank=False):
+    return chunked.TorchRows() if rank or problem.dtype == torch.float64 else TritonRows()
 
 
 @pytest.fixture(autouse=True)
-def _small_slabs(monkeypatch):
-    """Many slabs and ragged tails at sizes that take milliseconds."""
+def _small_pieces(monkeypatch):
+    """Many slabs, blocks and chunks with ragged tails, at sizes that take milliseconds."""
     monkeypatch.setattr(slabs, "SLAB", 64)
+    monkeypatch.setattr(slabs, "BLOCK", 4)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 4 * 777 * 4, "cuda": 1 << 20})
+    monkeypatch.setattr(TritonRows, "BLOCK", 128)
+    monkeypatch.setattr(fused, "ROWS", 8)
+    monkeypatch.setattr(fused, "SLAB", 256)
 
 
 @pytest.fixture(name="problem")

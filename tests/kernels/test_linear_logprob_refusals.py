@@ -6,15 +6,19 @@ import pytest
 import torch
 
 from rlpt_kernels import linear_logprob
-from rlpt_kernels.head import Head, check
+from rlpt_kernels.checks import check
+from rlpt_kernels.head import Head
 
 
 @pytest.mark.parametrize(
     ("message", "settings"),
     [
-        (r"group: vocabulary-parallel", {"group": object()}),
-        (r"vocab_start = 2, vocab_stop = None", {"vocab_start": 2}),
-        (r"vocab_start = 0, vocab_stop = 7", {"vocab_stop": 7}),
+        (r"vocab_start = 2 without a group", {"vocab_start": 2}),
+        (r"vocab_stop = 11 - vocab_start = 0 is more than the 10 rows", {"vocab_stop": 11}),
+        (r"vocab_start = 0 and vocab_stop = 0 hold no ids", {"vocab_stop": 0}),
+        (r"target\[2\] = 9 is outside \[0, 9\)", {"vocab_stop": 9}),
+        (r"rows\[1\] = 3 is outside the 3 rows", {"rows": torch.tensor([0, 3, 1])}),
+        (r"rows\[0\] = -1 is outside the 3 rows", {"rows": torch.tensor([-1, 2, 1])}),
         (r"target\[1\] = 10 is outside \[0, 10\)", {"target_N": torch.tensor([0, 10, 9])}),
         (r"target\[2\] = -1 is outside \[0, 10\)", {"target_N": torch.tensor([0, 9, -1])}),
         (r"temperature must be > 0; got 0", {"temperature": 0.0}),
@@ -44,8 +48,9 @@ def test_mistakes_are_refused_by_name(impl, message, settings, problem):
     ("message", "change"),
     [
         (r"must share D; got \(3, 4\) and \(10, 5\)", {"weight_VD": torch.ones(10, 5)}),
-        (r"V = 0", {"weight_VD": torch.ones(0, 4)}),
-        (r"hidden must be floating point", {"hidden_ND": torch.ones(3, 4, dtype=torch.long)}),
+        (r"weight \(0, 4\) is empty", {"weight_VD": torch.ones(0, 4)}),
+        (r"rows must be one of int32, int64", {"rows_N": torch.zeros(3)}),
+        (r"hidden must be floating point", {"hidden_MD": torch.ones(3, 4, dtype=torch.long)}),
         (r"target must have shape \(3,\); got \(2,\)", {"target_N": torch.zeros(2).long()}),
         (
             r"target must be one of int32, int64; got torch.uint8",
@@ -60,10 +65,11 @@ def test_mistakes_are_refused_by_name(impl, message, settings, problem):
 def test_shapes_devices_and_dtypes_are_refused_by_name(impl, message, change):
     """Asked of `check` itself: in tests the shape hook would answer first."""
     arguments = {
-        "hidden_ND": torch.ones(3, 4),
+        "hidden_MD": torch.ones(3, 4),
         "weight_VD": torch.ones(10, 4),
         "bias_V": None,
         "target_N": torch.zeros(3, dtype=torch.long),
+        "rows_N": None,
         "head": Head(),
     }
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,41 @@
+"""Matrix products that keep float32: operands may be half precision, sums and results never are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32 or bfloat16 inside float32 products, whatever the process allows elsewhere."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def product(
+    a_NK: Float[Tensor, "N K"], b_KS: Float[Tensor, "K S"], dtype: torch.dtype
+) -> Float[Tensor, "N S"]:
+    """a @ b, summed and returned in ``dtype``. Half precision multiplies exactly; only CUDA can sum it wider."""
+    if a_NK.dtype == b_KS.dtype == dtype:
+        return a_NK @ b_KS
+    if a_NK.is_cuda and a_NK.dtype == b_KS.dtype:
+        return torch.mm(a_NK, b_KS, out_dtype=dtype)
+    return a_NK.to(dtype) @ b_KS.to(dtype)
+
+
+def rounded_product(
+    a_NK: Float[Tensor, "N K"], b_KS: Float[Tensor, "K S"], dtype: torch.dtype
+) -> Float[Tensor, "N S"]:
+    """a @ b of bfloat16 operands, rounded to bfloat16 before it is returned in ``dtype``: fast and inexact."""
+    return (a_NK.bfloat16() @ b_KS.bfloat16()).to(dtype)

@@ -1,0 +1,90 @@
+"""The one-pass policy loss as an operator: its forward leaves the gradients, its backward scales them (6NDV in all)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlpt_kernels.checks import check_values
+from rlpt_kernels.chunked import Chunked
+from rlpt_kernels.head import Needs, Wanted
+from rlpt_kernels.matmul import exact
+from rlpt_kernels.objective import Ratio
+from rlpt_kernels.ops import placed, problem_of
+from rlpt_kernels.rows import Terms
+
+
+@torch.library.custom_op("rlpt_kernels::linear_policy_loss", mutates_args=())
+def linear_policy_loss_op(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor | None,
+    temperature_N: Tensor | None, behaviour_logp: Tensor, advantage: Tensor, mask: Tensor, temperature: float,
+    softcap: float | None, ignore_index: int, banned: Sequence[int], vocab_stop: int, trust_region: str,
+    clip_low: float, clip_high: float, tv_delta: float, max_ratio: float | None, entropy: bool,
+    need_hidden: bool, need_weight: bool, need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(loss, logp, coefficient, entropy, d_hidden, d_weight, d_bias)."""
+    check_values(target, ignore_index, vocab_stop, rows, len(hidden), temperature_N)
+    problem = problem_of(
+        hidden, weight, bias, target, rows, temperature_N, temperature, softcap, ignore_index, banned, 0, vocab_stop
+    )
+    ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)  # pyright: ignore[reportArgumentType]
+    wide = (x.to(problem.dtype) for x in (behaviour_logp, advantage, mask))
+    terms, chunked = Terms(*wide, ratio=ratio), Chunked()
+    used_N = (mask != 0) & (target != ignore_index)
+    # Rows that can move nothing are scored for the monitors' sake, without the matmuls of a gradient.
+    live_K, idle_K = ((used_N & (advantage != 0)).nonzero()[:, 0], (used_N & (advantage == 0)).nonzero()[:, 0])
+    logp_N, value_N, entropy_N = mask.new_zeros(3, len(mask), dtype=problem.dtype)
+    with exact(hidden.device):
+        needs = Needs(need_hidden, need_weight, need_bias)
+        first = 0
+        parts, found = chunked.policy(problem.of_rows(live_K), terms.of_rows(live_K), entropy, needs)
+        for part in parts:
+            where_K = live_K[first : first + len(part.logp_N)]
+            logp_N[where_K], value_N[where_K] = part.logp_N, part.coefficient_N
+            if part.entropy_N is not None:
+                entropy_N[where_K] = part.entropy_N
+            first += len(where_K)
+        if len(idle_K):
+            softmax = chunked.scan(problem.of_rows(idle_K), Wanted(entropy=entropy))
+            logp_N[idle_K] = softmax.logp_N()
+            if entropy:
+                entropy_N[idle_K] = softmax.entropy_N()
+    loss = -torch.where(value_N != 0, value_N * logp_N, 0.0).sum()
+    where = live_K if rows is None else rows[live_K]
+    gradients = placed(found, hidden, weight, bias, where, "")
+    return loss, logp_N.clone(), value_N.clone(), entropy_N.clone() if entropy else loss.new_empty(0), *gradients
+
+
+@linear_policy_loss_op.register_fake
+def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    real = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
+    entropy, need_hidden, need_weight, need_bias = rest[-4:]
+    per_row = torch.empty_like(target, dtype=real)
+    return (
+        per_row.new_empty(()), per_row, torch.empty_like(per_row),
+        torch.empty_like(per_row) if entropy else per_row.new_empty(0),
+        torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else hidden.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else weight.new_empty(0),
+        torch.empty_like(bias) if need_bias and bias is not None else weight.new_empty(0),
+    )  # fmt: skip
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[4:])
+    ctx.count = len(inputs)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if d_loss is None:
+        return (None,) * ctx.count
+    needs = ctx.needs_input_grad[:3]
+    scaled = [
+        (gradient * d_loss).to(gradient.dtype) if need else None
+        for gradient, need in zip(ctx.saved_tensors, needs, strict=True)
+    ]
+    return (*scaled, *(None for _ in range(ctx.count - 3)))
+
+
+linear_policy_loss_op.register_autograd(_backward, setup_context=_setup)
