@@ -73,9 +73,9 @@ def check_values(
     raise ValueError(f"temperature must be > 0; its least is {float(temperature_N.min())}")
 
 
-def check_scores(max_N: Tensor) -> None:
+def check_scores(logsumexp_N: Tensor) -> None:
     """A row without any finite score has no distribution: its log-probabilities would be NaN."""
-    empty_N = torch.isneginf(max_N)
+    empty_N = torch.isneginf(logsumexp_N)
     if bool(empty_N.any()):
         row = int(empty_N.nonzero()[0, 0])
         raise ValueError(f"row {row} has no distribution: bias is -inf for every id that is not banned")

@@ -67,7 +67,7 @@ def linear_logprob_op(
         if group:
             softmax, vocab = merge(softmax, vocab_start, vocab_stop, wanted, group)
             check_values(target, ignore_index, vocab, None, 0, None)
-        check_scores(softmax.max_N)
+        check_scores(softmax.logsumexp_N())
         above_N = implementation.count(problem, softmax.target_N) if rank else target.new_empty(0).long()
     if rank and group:
         summed(above_N, group)

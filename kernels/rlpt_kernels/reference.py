@@ -18,13 +18,13 @@ def linear_logprob_reference(
         if problem.bias_V is not None:
             raw_NV = raw_NV + problem.bias_V.to(problem.dtype)
         score_NV = scores(raw_NV, problem.head, 0)
+        logp_NV, logsumexp_N = torch.log_softmax(score_NV, dim=1), torch.logsumexp(score_NV, dim=1)
         if not torch.compiler.is_compiling():
-            check_scores(score_NV.detach().amax(dim=1))
-        logp_NV = torch.log_softmax(score_NV, dim=1)
+            check_scores(logsumexp_N)
         index_N1 = problem.target_N.clamp(min=0)[:, None]
         return LogProb(
             _pick(logp_NV.gather(1, index_N1)[:, 0], ignored_N),
-            torch.logsumexp(score_NV, dim=1),
+            logsumexp_N,
             _entropy(logp_NV) if wanted.entropy else None,
             score_NV.argmax(dim=1) if wanted.argmax else None,
             _rank(score_NV, index_N1, ignored_N) if wanted.rank else None,
