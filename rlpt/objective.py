@@ -6,13 +6,14 @@ keeps, and the gradient would change with the way the step happened to be split.
 are padding: they add nothing.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from rlpt_kernels.objective import Ratio, coefficients
 
 Mask = Literal["none", "clip", "tv"]
 Aggregate = Literal["token", "prompt", "sequence"]
@@ -65,37 +66,12 @@ def policy_gradient(
     nowhere (CISPO). Ratio, mask and advantage are constants of the gradient. Returns the loss of
     these rows and sums over them, to be added over micro-batches and ranks.
     """
-    used_R = weight_R != 0
-    log_ratio_R = torch.where(used_R, logp_R.detach() - behaviour_logp_R, 0.0)
-    if mask == "none":
-        masked_R = torch.zeros_like(used_R)
-    elif mask == "clip":
-        masked_R = _outside_clip(log_ratio_R, advantage_R, clip_low, clip_high)
-    else:
-        distance_R = (logp_R.detach().exp() - behaviour_logp_R.exp()).abs()
-        masked_R = _moving_away(log_ratio_R, advantage_R) & (distance_R > tv_delta)
-    kept_R = used_R & ~masked_R & (advantage_R != 0)
-    cap = math.inf if max_ratio is None else math.log(max_ratio)
-    ratio_R = log_ratio_R.clamp(max=cap).exp()
-    # Select, never multiply by 0: 0 * exp(garbage) is NaN.
-    coefficient_R = torch.where(kept_R, weight_R * ratio_R * advantage_R, 0.0)
-    loss = -(coefficient_R * torch.where(kept_R, logp_R, 0.0)).sum()
-    return loss, _stats(log_ratio_R, behaviour_logp_R, used_R, masked_R, cap)
-
-
-def _moving_away(
-    log_ratio_R: Float[Tensor, " R"], advantage_R: Float[Tensor, " R"]
-) -> Bool[Tensor, " R"]:
-    """Where the update pushes the ratio further from 1."""
-    return ((advantage_R > 0) & (log_ratio_R > 0)) | ((advantage_R < 0) & (log_ratio_R < 0))
-
-
-def _outside_clip(
-    log_ratio_R: Float[Tensor, " R"], advantage_R: Float[Tensor, " R"], low: float, high: float
-) -> Bool[Tensor, " R"]:
-    least = math.log1p(-low) if low < 1 else -math.inf
-    above_R = (advantage_R > 0) & (log_ratio_R > math.log1p(high))
-    return above_R | ((advantage_R < 0) & (log_ratio_R < least))
+    ratio = Ratio(mask, clip_low, clip_high, tv_delta, max_ratio)
+    found = coefficients(logp_R, behaviour_logp_R, advantage_R, weight_R, ratio)
+    stats = _stats(
+        found.log_ratio_N, behaviour_logp_R, weight_R != 0, found.masked_N, ratio.log_cap
+    )
+    return found.loss(logp_R), stats
 
 
 def _stats(

@@ -13,9 +13,14 @@ _WHOLE = (torch.int32, torch.int64)
 
 
 def check(
-    hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, rows_N: Tensor | None, head: Head
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_N: Tensor,
+    rows_N: Tensor | None,
+    head: Head,
 ) -> None:
-    """Shapes, devices, dtypes and settings; no tensor's values. Raises ValueError naming the argument and what it holds."""
+    """Shapes, devices, dtypes and settings, no values. Raises ValueError naming the argument and what it holds."""
     _check_matrices(hidden_MD, weight_VD)
     count = len(hidden_MD) if rows_N is None else len(rows_N)
     device = hidden_MD.device
@@ -40,7 +45,9 @@ def check_shares(
             f"vocab_stop = {vocab_stop} - vocab_start = {vocab_start} is more than the {len(weight_VD)} rows of weight"
         )
     if vocab_start and not grouped:
-        raise ValueError(f"vocab_start = {vocab_start} without a group: the ids before it are missing")
+        raise ValueError(
+            f"vocab_start = {vocab_start} without a group: the ids before it are missing"
+        )
     outside = [v for v in banned if v < 0 or (v >= vocab_stop and not grouped)]
     if outside:
         raise ValueError(f"banned holds {outside[0]}, outside the vocabulary [0, {vocab_stop})")
@@ -49,7 +56,12 @@ def check_shares(
 
 
 def check_values(
-    target_N: Tensor, ignore_index: int, vocab: int | None, rows_N: Tensor | None, height: int, temperature_N: Tensor | None
+    target_N: Tensor,
+    ignore_index: int,
+    vocab: int | None,
+    rows_N: Tensor | None,
+    height: int,
+    temperature_N: Tensor | None,
 ) -> None:
     """What only values can tell, in one look (one device synchronisation). ``vocab`` None: not known yet."""
     wrong_N = target_N < 0 if vocab is None else (target_N < 0) | (target_N >= vocab)
@@ -78,7 +90,9 @@ def check_scores(logsumexp_N: Tensor) -> None:
     empty_N = torch.isneginf(logsumexp_N)
     if bool(empty_N.any()):
         row = int(empty_N.nonzero()[0, 0])
-        raise ValueError(f"row {row} has no distribution: bias is -inf for every id that is not banned")
+        raise ValueError(
+            f"row {row} has no distribution: bias is -inf for every id that is not banned"
+        )
 
 
 def check_vector(
@@ -97,7 +111,9 @@ def check_vector(
 def _check_matrices(hidden_MD: Tensor, weight_VD: Tensor) -> None:
     for name, value in (("hidden", hidden_MD), ("weight", weight_VD)):
         if isinstance(value, DTensor):
-            raise ValueError(f"{name} is a DTensor; pass its local or full tensor (FSDP2 gathers it inside a forward)")
+            raise ValueError(
+                f"{name} is a DTensor; pass its local or full tensor (FSDP2 gathers it inside a forward)"
+            )
     if hidden_MD.ndim != 2 or weight_VD.ndim != 2 or hidden_MD.shape[1] != weight_VD.shape[1]:
         raise ValueError(
             f"hidden (N, D) and weight (V, D) must share D; got {tuple(hidden_MD.shape)} and {tuple(weight_VD.shape)}"

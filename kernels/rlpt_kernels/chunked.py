@@ -1,7 +1,7 @@
 """Row chunks: a library matmul writes the logits of some rows, a row kernel turns them into statistics or gradients.
 
-The fastest way to train on a large head (a one-pass policy loss costs 6NDV), at the price of CHUNK_BYTES of logits and a
-float32 gradient of the weight.
+The fastest way to train on a large head (a one-pass policy loss costs 6NDV), at the price of CHUNK_BYTES of
+logits and a float32 gradient of the weight.
 """
 
 from collections.abc import Iterator
@@ -66,14 +66,21 @@ class Chunked:
 
     def policy(
         self, problem: Problem, terms: Terms, entropy: bool, needs: Needs
-    ) -> tuple[list[Scored], Gradients]:
+    ) -> tuple[Scored, Gradients]:
         """Log-probabilities, coefficients and gradients in one pass over the rows: 6NDV."""
-        rows, sums, found = rows_for(problem), _Sums(problem, needs), []
+        rows, sums, parts = rows_for(problem), _Sums(problem, needs), []
         for where, chunk in _chunks(problem):
-            scored = rows.policy(_raw(chunk), chunk, terms.of_rows(where), entropy)
-            sums.add(where, chunk, scored.d_raw_NV)
-            found.append(scored._replace(d_raw_NV=scored.d_raw_NV[:0]))
-        return found, sums.final()
+            scored, d_raw_NV = rows.policy(_raw(chunk), chunk, terms.of_rows(where), entropy)
+            sums.add(where, chunk, d_raw_NV)
+            parts.append(scored)
+        empty_0 = problem.hidden_ND.new_empty(0, dtype=problem.dtype)
+        parts = parts or [Scored(empty_0, empty_0, empty_0 if entropy else None)]
+        entropies = [part.entropy_N for part in parts if part.entropy_N is not None]
+        return Scored(
+            torch.cat([part.logp_N for part in parts]),
+            torch.cat([part.coefficient_N for part in parts]),
+            torch.cat(entropies) if entropy else None,
+        ), sums.final()
 
 
 class _Sums:
@@ -100,6 +107,9 @@ class _Sums:
         if self._found.weight_VD is not None:
             self._found.weight_VD = self._found.weight_VD.to(self._problem.weight_VD.dtype)
         return self._found
+
+
+CHUNKED = Chunked()
 
 
 def _raw(chunk: Problem) -> Float[Tensor, "N V"]:

@@ -1,15 +1,16 @@
 """The fused forward in Triton, and a backward of vocabulary slabs around it: nothing of size N x V is ever written.
 
-The forward leaves (max, sum, target, moment) of every tile, 16 bytes a row for 256 ids, and a second kernel folds them in
-a fixed order: bitwise deterministic, and a row's numbers do not depend on the other rows. The backward writes the gradient
-of one slab of logits and hands it to two library matmuls.
+The forward leaves (max, sum, target, moment) of every tile, 16 bytes a row for 256 ids, and a second kernel
+folds them in a fixed order: bitwise deterministic, and a row's numbers do not depend on the other rows. The
+backward writes the gradient of one slab of logits and hands it to two library matmuls.
 
-Index arithmetic: a tile's corner is 64-bit (row x width), offsets inside a tile stay below 256 x stride; partials have
-ROWS x 4 x tiles entries, below 2^31 for any vocabulary below 2^31 / 4 ROWS x 128 = 4 million ids.
+Index arithmetic: a tile's corner is 64-bit (row x width), offsets inside a tile stay below 256 x stride;
+partials have ROWS x 4 x tiles entries, below 2^31 for any vocabulary below 2^31 / 4 ROWS x 128 = 4 million
+ids.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,14 @@ from torch import Tensor
 
 from rlpt_kernels import tiles
 from rlpt_kernels.head import Gradients, Needs, Problem, Wanted
-from rlpt_kernels.launch import bias_pointer, capability, interpreted, keep_pointer, launching, programs
+from rlpt_kernels.launch import (
+    bias_pointer,
+    capability,
+    interpreted,
+    keep_pointer,
+    launching,
+    programs,
+)
 from rlpt_kernels.matmul import product
 from rlpt_kernels.softmax import BASE_2, Pull, Softmax, concatenated
 from rlpt_kernels.tiles import Tile
@@ -92,7 +100,7 @@ def _slab(problem: Problem, ids: slice) -> Problem:
 
 
 def _scan(problem: Problem, wanted: Wanted) -> Softmax:
-    from rlpt_kernels.triton_kernels import combine_kernel
+    from rlpt_kernels import triton_kernels as device_code
 
     rows, tile = len(problem.target_N), _tile(problem, "scan")
     if not rows:
@@ -100,15 +108,26 @@ def _scan(problem: Problem, wanted: Wanted) -> Softmax:
     count, width = -(-len(problem.weight_VD) // tile.ids), 4 if wanted.entropy else 3
     partial = problem.hidden_ND.new_empty(count, width, rows, dtype=torch.float32)
     index = partial.new_empty(count if wanted.argmax else 0, rows, dtype=torch.int32)
-    _sweep(problem, tile, None, partial, index, ENTROPY=wanted.entropy, ARGMAX=wanted.argmax, COUNT=False)
+    _sweep(
+        problem,
+        tile,
+        None,
+        partial,
+        index,
+        ENTROPY=wanted.entropy,
+        ARGMAX=wanted.argmax,
+        COUNT=False,
+    )
     found = partial.new_empty(width, rows)
     argmax_N = torch.empty_like(problem.target_N) if wanted.argmax else None
     with launching(partial.device):
-        combine_kernel[(-(-rows // 16),)](
+        cast(Any, device_code.combine_kernel)[(-(-rows // 16),)](
             partial, index, found, argmax_N, rows, count,
             ENTROPY=wanted.entropy, ARGMAX=wanted.argmax, ROWS=16, TILES=64, num_warps=4,
         )  # fmt: skip
-    return Softmax(found[0], found[1], found[2], found[3] if wanted.entropy else None, argmax_N, BASE_2)
+    return Softmax(
+        found[0], found[1], found[2], found[3] if wanted.entropy else None, argmax_N, BASE_2
+    )
 
 
 def _count(problem: Problem, threshold_N: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
@@ -120,15 +139,20 @@ def _count(problem: Problem, threshold_N: Float[Tensor, " N"]) -> Int[Tensor, " 
 
 
 def _sweep(
-    problem: Problem, tile: Tile, threshold_N: Tensor | None, partial: Tensor | None, index: Tensor, **features: bool
+    problem: Problem,
+    tile: Tile,
+    threshold_N: Tensor | None,
+    partial: Tensor | None,
+    index: Tensor,
+    **features: bool,
 ) -> None:
-    from rlpt_kernels.triton_kernels import scan_kernel
+    from rlpt_kernels import triton_kernels as device_code
 
     hidden, weight = _operands(problem, tile)
     with launching(index.device):
-        scan_kernel[_grid(problem, tile)](
+        cast(Any, device_code.scan_kernel)[_grid(problem, tile)](
             hidden, weight, problem.hidden_ND.stride(0), problem.weight_VD.stride(0), problem.target_N,
-            problem.head.scale_N(problem.hidden_ND, BASE_2), bias_pointer(problem), keep_pointer(problem),
+            problem.head.scale(problem.hidden_ND, BASE_2), bias_pointer(problem), keep_pointer(problem),
             threshold_N, partial, index, *_sizes(problem), problem.head.softcap or 1.0,
             BANNED=bool(problem.head.banned), **features, **_settings(problem, tile),
         )  # fmt: skip
@@ -136,15 +160,15 @@ def _sweep(
 
 def _pull(slab: Problem, pull: Pull, start: int, buffer_NS: Tensor) -> Float[Tensor, "N S"]:
     """The gradient of one slab of logits, in the operands' dtype."""
-    from rlpt_kernels.triton_kernels import pull_kernel
+    from rlpt_kernels import triton_kernels as device_code
 
     tile = _tile(slab, "pull")
     hidden, weight = _operands(slab, tile)
     d_raw_NS = buffer_NS[:, : len(slab.weight_VD)]
     with launching(buffer_NS.device):
-        pull_kernel[_grid(slab, tile)](
+        cast(Any, device_code.pull_kernel)[_grid(slab, tile)](
             hidden, weight, slab.hidden_ND.stride(0), slab.weight_VD.stride(0), slab.target_N - start,
-            slab.head.scale_N(slab.hidden_ND, BASE_2), bias_pointer(slab), pull.packed_6N(),
+            slab.head.scale(slab.hidden_ND, BASE_2), bias_pointer(slab), pull.packed(),
             _descriptor(d_raw_NS, tile.rows, tile.ids) if tma(slab) else d_raw_NS, d_raw_NS.stride(0),
             *_sizes(slab), slab.head.softcap or 1.0, ENTROPY=pull.entropy_factor_N is not None,
             **_settings(slab, tile),
@@ -193,7 +217,8 @@ def _grid(problem: Problem, tile: Tile) -> tuple[int]:
 
 
 def _sizes(problem: Problem) -> tuple[int, int, int]:
-    return len(problem.target_N), *problem.weight_VD.shape
+    vocab, width = problem.weight_VD.shape
+    return len(problem.target_N), vocab, width
 
 
 def _settings(problem: Problem, tile: Tile) -> dict[str, Any]:

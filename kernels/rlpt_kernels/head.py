@@ -38,7 +38,7 @@ class Head:
     banned: tuple[int, ...] = ()
     """Rows of the weight at hand that are outside the softmax: probability 0, and no gradient."""
 
-    def scale_N(self, like_ND: Float[Tensor, "N D"], unit: float) -> Float[Tensor, " N"]:
+    def scale(self, like_ND: Float[Tensor, "N D"], unit: float) -> Float[Tensor, " N"]:
         """1 / (temperature * unit) of every row, float32: kernels multiply."""
         if isinstance(self.temperature, Tensor):
             return (1.0 / (self.temperature.double() * unit)).float().contiguous()

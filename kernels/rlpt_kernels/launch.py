@@ -24,7 +24,9 @@ def why_not(device: torch.device) -> str | None:
     except ImportError as error:
         return f"triton cannot be imported ({error}); pip install triton==3.7.1, or choose slabs"
     if device.type != "cuda":
-        remedy = "move the tensors to a GPU, choose slabs, or set TRITON_INTERPRET=1 before the import"
+        remedy = (
+            "move the tensors to a GPU, choose slabs, or set TRITON_INTERPRET=1 before the import"
+        )
         return None if here else f"tensors are on {device}; {remedy}"
     if capability(device) < 80:
         return f"{device} has compute capability {capability(device) / 10}; it must be 8.0 or more: choose slabs"
@@ -41,7 +43,11 @@ def capability(device: torch.device) -> int:
 
 def programs(device: torch.device, tiles: int) -> int:
     """How many programs share the tiles: one for each multiprocessor."""
-    here = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    here = (
+        torch.cuda.get_device_properties(device).multi_processor_count
+        if device.type == "cuda"
+        else 2
+    )
     return min(here, tiles)
 
 

@@ -44,27 +44,32 @@ def linear_logprob(
 ) -> LogProb:
     """log softmax(softcap(hidden @ weight + bias) / temperature)[target], always in float32.
 
-    Row n is hidden[n], or hidden[rows[n]] where ``rows`` is given: context positions then never reach the head, and
-    repeated rows sum their gradients. Differentiable in hidden, weight and bias through logp, logsumexp and entropy. An
-    ignored target has logp 0, a banned one -inf; neither sends a gradient through logp. Banned ids leave the softmax:
-    probability 0, gradient exactly 0.
+    Row n is hidden[n], or hidden[rows[n]] where ``rows`` is given: context positions then never reach the
+    head, and repeated rows sum their gradients. Differentiable in hidden, weight and bias through logp,
+    logsumexp and entropy. An ignored target has logp 0, a banned one -inf; neither sends a gradient through
+    logp. Banned ids leave the softmax: probability 0, gradient exactly 0.
 
-    ``weight`` holds the ids [vocab_start, vocab_stop), and rows beyond them are padding. With a ``group`` every rank
-    holds one such share and the same hidden, gets the same answer over the whole vocabulary, and in the backward the
-    whole gradient of hidden beside that of its own share. All ranks must ask for the same outputs.
+    ``weight`` holds the ids [vocab_start, vocab_stop), and rows beyond them are padding. With a ``group``
+    every rank holds one such share and the same hidden, gets the same answer over the whole vocabulary, and
+    in the backward the whole gradient of hidden beside that of its own share. All ranks must ask for the same
+    outputs.
 
-    ``impl``: `reference` holds N x V logits and defines what is correct; `slabs` walks the vocabulary in torch; `triton`
-    is one fused kernel on a GPU; `chunked` holds some rows of logits; `slabs_bf16` is inexact (about 1e-2 nats) and
-    never chosen by `auto`. Raises ValueError naming the argument at fault.
+    ``impl``: `reference` holds N x V logits and defines what is correct; `slabs` walks the vocabulary in
+    torch; `triton` is one fused kernel on a GPU; `chunked` holds some rows of logits; `slabs_bf16` is inexact
+    (about 1e-2 nats) and never chosen by `auto`. Raises ValueError naming the argument at fault.
     """
     stop = vocab_start + len(weight_VD) if vocab_stop is None else vocab_stop
     head, wanted = Head(temperature, softcap, tuple(banned)), Wanted(entropy, argmax, rank)
     check(hidden_MD, weight_VD, bias, target_N, rows, head)
     check_shares(weight_VD, vocab_start, stop, group is not None, head.banned)
-    chosen = choose(hidden_MD, weight_VD, len(target_N), group is not None) if impl == "auto" else impl
+    chosen = (
+        choose(hidden_MD, weight_VD, len(target_N), group is not None) if impl == "auto" else impl
+    )
     check_implementation(chosen, hidden_MD, weight_VD, group is not None)
     if chosen == "reference":
-        return _reference(hidden_MD, weight_VD, bias, target_N, rows, stop, ignore_index, head, wanted)
+        return _reference(
+            hidden_MD, weight_VD, bias, target_N, rows, stop, ignore_index, head, wanted
+        )
     per_row = temperature if isinstance(temperature, Tensor) else None
     found = linear_logprob_op(
         hidden_MD, weight_VD, bias, target_N, rows, per_row, 1.0 if per_row is not None else temperature,
@@ -108,10 +113,14 @@ def check_implementation(name: str, hidden_MD: Tensor, weight_VD: Tensor, groupe
     if name not in known:
         raise ValueError(f"impl = {name!r} is unknown; choose one of {', '.join(known)}")
     if name == "reference" and grouped:
-        raise ValueError("impl = 'reference' holds the whole vocabulary; with a group choose slabs or triton")
+        raise ValueError(
+            "impl = 'reference' holds the whole vocabulary; with a group choose slabs or triton"
+        )
     if name == "triton":
         if torch.float64 in (hidden_MD.dtype, weight_VD.dtype):
-            raise ValueError("impl = 'triton' computes in float32; for float64 choose slabs or reference")
+            raise ValueError(
+                "impl = 'triton' computes in float32; for float64 choose slabs or reference"
+            )
         reason = why_not(hidden_MD.device)
         if reason is not None:
             raise ValueError(f"impl = 'triton': {reason}")
@@ -130,5 +139,7 @@ def _reference(
         check_values(target_N, ignore_index, stop, rows, len(hidden_MD), per_row)
     local_N = torch.where(ignored_N, -1, target_N.long())
     hidden_ND = hidden_MD if rows is None else hidden_MD.index_select(0, rows)
-    problem = Problem(hidden_ND, weight_VD[:stop], None if bias_V is None else bias_V[:stop], local_N, head)
+    problem = Problem(
+        hidden_ND, weight_VD[:stop], None if bias_V is None else bias_V[:stop], local_N, head
+    )
     return linear_logprob_reference(problem, ignored_N, wanted)

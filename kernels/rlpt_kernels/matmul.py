@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
     """No autocast, and no TF32 or bfloat16 inside float32 products, whatever the process allows elsewhere."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -1,7 +1,7 @@
 """The policy-gradient coefficient of a token: the unified form of DPPO (arXiv 2602.04879, Eq. 23), in torch.
 
-coefficient = w M sg(min(rho, max_ratio)) A with rho = pi / behaviour; the loss is -sum coefficient * log pi. `triton_rows`
-restates it for the row kernel, and the tests hold one against the other.
+coefficient = w M sg(min(rho, max_ratio)) A with rho = pi / behaviour; the loss is -sum coefficient * log pi.
+`triton_rows` restates it for the row kernel, and the tests hold one against the other.
 """
 
 import math
@@ -52,6 +52,12 @@ class Coefficients(NamedTuple):
     """log rho; 0 where the weight is 0."""
     masked_N: Bool[Tensor, " N"]
     """Where the update would leave the trust region further."""
+    kept_N: Bool[Tensor, " N"]
+    """What the loss sums over: neither padding, nor masked, nor without advantage."""
+
+    def loss(self, logp_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+        """-sum coefficient log pi. A kept token that the policy calls impossible makes it NaN: it was sampled."""
+        return -torch.where(self.kept_N, self.coefficient_N * logp_N, 0.0).sum()
 
 
 def coefficients(
@@ -63,8 +69,9 @@ def coefficients(
 ) -> Coefficients:
     """M is 0 where the update would leave the trust region further.
 
-    clip: A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low (PPO, GRPO). tv: A > 0 and rho > 1, or A < 0 and
-    rho < 1, where |pi - behaviour| > tv_delta. none: nowhere (CISPO). Rows of weight 0 are padding and may hold anything.
+    clip: A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low (PPO, GRPO). tv: A > 0 and rho > 1,
+    or A < 0 and rho < 1, where |pi - behaviour| > tv_delta. none: nowhere (CISPO). Rows of weight 0 are
+    padding and may hold anything.
     """
     used_N = weight_N != 0
     log_ratio_N = torch.where(used_N, logp_N.detach() - behaviour_logp_N, 0.0)
@@ -80,7 +87,7 @@ def coefficients(
     capped_N = log_ratio_N.clamp(max=ratio.log_cap).exp()
     # Select, never multiply by 0: 0 * exp(garbage) is NaN.
     value_N = torch.where(kept_N, weight_N * capped_N * advantage_N, 0.0)
-    return Coefficients(value_N, log_ratio_N, masked_N)
+    return Coefficients(value_N, log_ratio_N, masked_N, kept_N)
 
 
 def _moving_away(

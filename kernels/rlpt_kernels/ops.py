@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlpt_kernels.checks import check_scores, check_values
-from rlpt_kernels.chunked import Chunked
+from rlpt_kernels.chunked import CHUNKED
 from rlpt_kernels.fused import Fused
 from rlpt_kernels.head import Gradients, Head, Needs, Problem, Wanted
 from rlpt_kernels.matmul import exact
@@ -43,7 +43,7 @@ class Implementation(Protocol):
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "slabs": SLABS,
     "slabs_bf16": SLABS_BF16,
-    "chunked": Chunked(),
+    "chunked": CHUNKED,
     "triton": Fused(),
 }
 
@@ -56,7 +56,9 @@ def linear_logprob_op(
     group: str, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(logp, logsumexp, entropy, argmax, rank, max, sum); the last two are for the backward."""
-    check_values(target, ignore_index, None if group else vocab_stop, rows, len(hidden), temperature_N)
+    check_values(
+        target, ignore_index, None if group else vocab_stop, rows, len(hidden), temperature_N
+    )
     problem = problem_of(
         hidden, weight, bias, target, rows, temperature_N, temperature, softcap, ignore_index, banned,
         vocab_start, vocab_stop,
@@ -67,16 +69,18 @@ def linear_logprob_op(
         if group:
             softmax, vocab = merge(softmax, vocab_start, vocab_stop, wanted, group)
             check_values(target, ignore_index, vocab, None, 0, None)
-        check_scores(softmax.logsumexp_N())
-        above_N = implementation.count(problem, softmax.target_N) if rank else target.new_empty(0).long()
+        check_scores(softmax.logsumexp())
+        above_N = (
+            implementation.count(problem, softmax.target_N) if rank else target.new_empty(0).long()
+        )
     if rank and group:
         summed(above_N, group)
     ignored_N = target == ignore_index
     empty = softmax.max_N.new_empty(0)
-    entropy_N, argmax_N = softmax.entropy_N(), softmax.argmax_N
+    entropy_N, argmax_N = softmax.entropy(), softmax.argmax_N
     return (
-        softmax.logp_N().masked_fill(ignored_N, 0.0),
-        softmax.logsumexp_N(),
+        softmax.logp().masked_fill(ignored_N, 0.0),
+        softmax.logsumexp(),
         empty if entropy_N is None else entropy_N,
         empty.long() if argmax_N is None else argmax_N.clone(),
         above_N.masked_fill(ignored_N, -1) if rank else above_N,
@@ -136,7 +140,12 @@ def problem_of(
 
 
 def placed(
-    found: Gradients, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None, group: str
+    found: Gradients,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rows: Tensor | None,
+    group: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in the places and dtypes of the inputs: dH of repeated rows is summed, then rounded once."""
     d_hidden, d_weight, d_bias = hidden.new_empty(0), weight.new_empty(0), weight.new_empty(0)
@@ -144,7 +153,9 @@ def placed(
         whole = found.hidden_ND
         if rows is not None:
             # index_put_ is deterministic where index_add_ is not.
-            whole = torch.zeros_like(hidden, dtype=whole.dtype).index_put_((rows,), whole, accumulate=True)
+            whole = torch.zeros_like(hidden, dtype=whole.dtype).index_put_(
+                (rows,), whole, accumulate=True
+            )
         d_hidden = (summed(whole, group) if group else whole).to(hidden.dtype)
     if found.weight_VD is not None:
         d_weight = _padded(found.weight_VD, len(weight))
@@ -155,7 +166,11 @@ def placed(
 
 def _padded(gradient: Tensor, length: int) -> Tensor:
     missing = length - len(gradient)
-    return torch.cat([gradient, gradient.new_zeros(missing, *gradient.shape[1:])]) if missing else gradient
+    return (
+        torch.cat([gradient, gradient.new_zeros(missing, *gradient.shape[1:])])
+        if missing
+        else gradient
+    )
 
 
 # ---- what autograd and the compiler are told ---------------------------------------------------
@@ -184,8 +199,12 @@ def _(
 def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     need_hidden, need_weight, need_bias = rest[-3:]
     return (
-        torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else hidden.new_empty(0),
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else weight.new_empty(0),
+        torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        if need_hidden
+        else hidden.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format)
+        if need_weight
+        else weight.new_empty(0),
         torch.empty_like(bias) if need_bias and bias is not None else weight.new_empty(0),
     )
 

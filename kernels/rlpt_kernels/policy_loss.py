@@ -1,6 +1,9 @@
-"""The policy-gradient loss of tokens straight from hidden states: log-probabilities, ratio, trust region and gradients."""
+"""The policy-gradient loss of tokens straight from hidden states: log-probabilities, ratio, trust region and
+gradients.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -9,15 +12,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from rlpt_kernels.checks import check, check_shares, check_vector
-from rlpt_kernels.head import Head, Needs
-from rlpt_kernels.linear_logprob import (
-    Implementation,
-    announce,
-    check_implementation,
-    linear_logprob,
-)
-from rlpt_kernels.objective import TRUST_REGIONS, Ratio, TrustRegion, coefficients
+from rlpt_kernels.head import Head, LogProb, Needs
+from rlpt_kernels.linear_logprob import Implementation, announce, linear_logprob
+from rlpt_kernels.objective import TRUST_REGIONS, Ratio, TrustRegion
 from rlpt_kernels.policy_op import linear_policy_loss_op
+from rlpt_kernels.rows import Terms
 
 
 class PolicyLoss(NamedTuple):
@@ -60,57 +59,89 @@ def linear_policy_loss(
 ) -> PolicyLoss:
     """-sum_n mask_n M_n sg(min(rho_n, max_ratio)) A_n log pi_n with rho = pi / behaviour.
 
-    The unified form of DPPO (arXiv 2602.04879, Eq. 23): REINFORCE, PPO/GRPO clipping, CISPO, TV masking. ``mask`` is the
-    weight of each token, denominators included; 0 is padding, whatever else the row holds. Token-local by construction,
-    so the forward can leave the gradients: `chunked`, which `auto` takes whenever a gradient is asked for and one rank
-    holds the vocabulary, costs 6NDV and a float32 gradient of the weight. Every other ``impl`` recomputes in the
-    backward (8NDV, no more memory than its slab). Rows without mask or advantage are dropped before any matmul of a
-    gradient, and those without mask before the first of all (`chunked`). Other arguments and errors: `linear_logprob`.
+    The unified form of DPPO (arXiv 2602.04879, Eq. 23): REINFORCE, PPO/GRPO clipping, CISPO, TV masking.
+    ``mask`` is the weight of each token, denominators included; 0 is padding, whatever else the row holds.
+    Token-local by construction, so the forward can leave the gradients: `chunked`, which `auto` takes
+    whenever a gradient is asked for and one rank holds the vocabulary, costs 6NDV and a float32 gradient of
+    the weight. Every other ``impl`` recomputes in the backward (8NDV, no more memory than its slab). Rows
+    without mask or advantage are dropped before any matmul of a gradient, and those without mask before the
+    first of all (`chunked`). Other arguments and errors: `linear_logprob`.
     """
     stop = vocab_start + len(weight_VD) if vocab_stop is None else vocab_stop
     head = Head(temperature, softcap, tuple(banned))
     ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)
     check(hidden_MD, weight_VD, bias, target_N, rows, head)
     check_shares(weight_VD, vocab_start, stop, group is not None, head.banned)
-    _check_terms(hidden_MD, behaviour_logp_N, advantage_N, mask_N, len(target_N))
-    check_ratio(ratio)
+    _check_terms(hidden_MD.device, len(target_N), behaviour_logp_N, advantage_N, mask_N)
+    _check_ratio(ratio)
+    terms = Terms(behaviour_logp_N.detach(), advantage_N.detach(), mask_N.detach(), ratio)
     needs = Needs(*(_wants_gradient(x) for x in (hidden_MD, weight_VD, bias)))
-    one_pass = impl == "chunked" or (impl == "auto" and any(needs) and group is None)
-    if impl == "auto":
-        announce("linear_policy_loss", "one pass (chunked)" if one_pass else "recomputation", str(hidden_MD.dtype))
-    check_implementation("chunked" if one_pass else impl, hidden_MD, weight_VD, group is not None)
-    weight_N = mask_N.to(advantage_N.dtype)
-    if one_pass and group is not None:
-        raise ValueError("impl = 'chunked' holds the whole vocabulary; with a group choose slabs or triton")
-    if one_pass:
-        per_row = temperature if isinstance(temperature, Tensor) else None
-        found = linear_policy_loss_op(
-            hidden_MD, weight_VD, bias, target_N, rows, per_row, behaviour_logp_N.detach(), advantage_N.detach(),
-            weight_N.detach(), 1.0 if per_row is not None else temperature, softcap, ignore_index, head.banned, stop,
-            trust_region, clip_low, clip_high, tv_delta, max_ratio, entropy, *needs,
-        )  # fmt: skip
-        return PolicyLoss(found[0], found[1].detach(), found[2].detach(), found[3].detach() if entropy else None)
+    if _one_pass(impl, needs, group, hidden_MD):
+        return _left_by_the_forward(
+            hidden_MD,
+            weight_VD,
+            target_N,
+            bias,
+            rows,
+            head,
+            ignore_index,
+            stop,
+            terms,
+            needs,
+            entropy,
+        )
     scored = linear_logprob(
-        hidden_MD, weight_VD, torch.where(weight_N != 0, target_N, ignore_index), temperature=temperature, bias=bias,
-        softcap=softcap, ignore_index=ignore_index, banned=banned, rows=rows, entropy=entropy, vocab_start=vocab_start,
-        vocab_stop=vocab_stop, group=group, impl=impl,
+        hidden_MD, weight_VD, torch.where(mask_N != 0, target_N, ignore_index),
+        temperature=temperature, bias=bias, softcap=softcap, ignore_index=ignore_index,
+        banned=banned, rows=rows, entropy=entropy, vocab_start=vocab_start, vocab_stop=vocab_stop,
+        group=group, impl=impl,
     )  # fmt: skip
-    return _recomputed(scored.logp, scored.entropy, target_N != ignore_index, behaviour_logp_N, advantage_N, weight_N, ratio)
+    return _recomputed(scored, target_N != ignore_index, terms)
 
 
-def _recomputed(
-    logp_N: Tensor, entropy_N: Tensor | None, known_N: Tensor, behaviour_logp_N: Tensor, advantage_N: Tensor,
-    weight_N: Tensor, ratio: Ratio,
+def _one_pass(
+    impl: Implementation, needs: Needs, group: ProcessGroup | None, hidden_MD: Tensor
+) -> bool:
+    """Whether the forward leaves the gradients; announces what `auto` takes."""
+    if impl == "chunked" and group is not None:
+        raise ValueError(
+            "impl = 'chunked' needs the whole vocabulary on one rank; with a group choose slabs or triton"
+        )
+    if impl != "auto":
+        return impl == "chunked"
+    one_pass = any(needs) and group is None
+    how = "one pass (chunked)" if one_pass else "recomputation"
+    announce("linear_policy_loss", how, f"{hidden_MD.dtype} on {hidden_MD.device.type}")
+    return one_pass
+
+
+def _left_by_the_forward(
+    hidden_MD: Tensor, weight_VD: Tensor, target_N: Tensor, bias: Tensor | None, rows: Tensor | None,
+    head: Head, ignore_index: int, stop: int, terms: Terms, needs: Needs, entropy: bool,
 ) -> PolicyLoss:  # fmt: skip
+    per_row = head.temperature if isinstance(head.temperature, Tensor) else None
+    temperature = 1.0 if isinstance(head.temperature, Tensor) else head.temperature
+    ratio = terms.ratio
+    loss, *rest = linear_policy_loss_op(
+        hidden_MD, weight_VD, bias, target_N, rows, per_row, terms.behaviour_logp_N,
+        terms.advantage_N, terms.weight_N, temperature, head.softcap, ignore_index, head.banned,
+        stop, ratio.trust_region, ratio.clip_low, ratio.clip_high, ratio.tv_delta, ratio.max_ratio,
+        entropy, *needs,
+    )  # fmt: skip
+    logp_N, value_N, entropy_N = (x.detach() for x in rest[:3])
+    return PolicyLoss(loss, logp_N, value_N, entropy_N if entropy else None)
+
+
+def _recomputed(scored: LogProb, known_N: Bool[Tensor, " N"], terms: Terms) -> PolicyLoss:
     """The loss by autograd through log-probabilities."""
-    weight_N = torch.where(known_N, weight_N, 0.0)
-    value_N = coefficients(logp_N, behaviour_logp_N, advantage_N, weight_N, ratio).coefficient_N
-    # A target of probability 0 stays -inf and sends no gradient.
-    value_N = value_N.masked_fill(torch.isneginf(logp_N), 0.0)
-    loss = -(value_N * torch.where(value_N != 0, logp_N, 0.0)).sum()
-    if entropy_N is not None:
-        entropy_N = torch.where(weight_N != 0, entropy_N.detach(), 0.0)
-    return PolicyLoss(loss, logp_N.detach(), value_N.detach(), entropy_N)
+    weight_N = torch.where(known_N, terms.weight_N, torch.zeros_like(terms.weight_N))
+    terms = replace(terms, weight_N=weight_N).to(scored.logp.dtype)
+    found = terms.coefficients(scored.logp)
+    entropy_N = None
+    if scored.entropy is not None:
+        entropy_N = torch.where(weight_N != 0, scored.entropy.detach(), 0.0)
+    loss = found.loss(scored.logp)
+    return PolicyLoss(loss, scored.logp.detach(), found.coefficient_N, entropy_N)
 
 
 def _wants_gradient(value: Tensor | None) -> bool:
@@ -118,18 +149,19 @@ def _wants_gradient(value: Tensor | None) -> bool:
 
 
 def _check_terms(
-    hidden_MD: Tensor, behaviour_logp_N: Tensor, advantage_N: Tensor, mask_N: Tensor, count: int
+    device: torch.device, count: int, behaviour_logp_N: Tensor, advantage_N: Tensor, mask_N: Tensor
 ) -> None:
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    check_vector("behaviour_logp", behaviour_logp_N, count, hidden_MD.device, floats)
-    check_vector("advantage", advantage_N, count, hidden_MD.device, floats)
-    check_vector("mask", mask_N, count, hidden_MD.device, (*floats, torch.bool))
+    check_vector("behaviour_logp", behaviour_logp_N, count, device, floats)
+    check_vector("advantage", advantage_N, count, device, floats)
+    check_vector("mask", mask_N, count, device, (*floats, torch.bool))
 
 
-def check_ratio(ratio: Ratio) -> None:
+def _check_ratio(ratio: Ratio) -> None:
     """Refuse settings that would mask or scale by nonsense."""
     if ratio.trust_region not in TRUST_REGIONS:
-        raise ValueError(f"trust_region = {ratio.trust_region!r} is unknown; choose one of {', '.join(TRUST_REGIONS)}")
+        known = ", ".join(TRUST_REGIONS)
+        raise ValueError(f"trust_region = {ratio.trust_region!r} is unknown; choose one of {known}")
     for name in ("clip_low", "clip_high", "tv_delta"):
         if not getattr(ratio, name) >= 0:
             raise ValueError(f"{name} must be 0 or more; got {getattr(ratio, name)}")

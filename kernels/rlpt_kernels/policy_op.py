@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlpt_kernels.checks import check_values
-from rlpt_kernels.chunked import Chunked
+from rlpt_kernels.chunked import CHUNKED
 from rlpt_kernels.head import Needs, Wanted
 from rlpt_kernels.matmul import exact
 from rlpt_kernels.objective import Ratio
@@ -26,38 +26,37 @@ def linear_policy_loss_op(
     """(loss, logp, coefficient, entropy, d_hidden, d_weight, d_bias)."""
     check_values(target, ignore_index, vocab_stop, rows, len(hidden), temperature_N)
     problem = problem_of(
-        hidden, weight, bias, target, rows, temperature_N, temperature, softcap, ignore_index, banned, 0, vocab_stop
-    )
+        hidden, weight, bias, target, rows, temperature_N, temperature, softcap, ignore_index, banned,
+        0, vocab_stop,
+    )  # fmt: skip
     ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)  # pyright: ignore[reportArgumentType]
-    wide = (x.to(problem.dtype) for x in (behaviour_logp, advantage, mask))
-    terms, chunked = Terms(*wide, ratio=ratio), Chunked()
     used_N = (mask != 0) & (target != ignore_index)
-    # Rows that can move nothing are scored for the monitors' sake, without the matmuls of a gradient.
-    live_K, idle_K = ((used_N & (advantage != 0)).nonzero()[:, 0], (used_N & (advantage == 0)).nonzero()[:, 0])
-    logp_N, value_N, entropy_N = mask.new_zeros(3, len(mask), dtype=problem.dtype)
+    terms = Terms(
+        behaviour_logp, advantage, torch.where(used_N, mask, torch.zeros_like(mask)), ratio
+    )
+    terms, needs = terms.to(problem.dtype), Needs(need_hidden, need_weight, need_bias)
+    live_K = (used_N & (advantage != 0)).nonzero()[:, 0]
+    idle_K = (used_N & (advantage == 0)).nonzero()[:, 0]
     with exact(hidden.device):
-        needs = Needs(need_hidden, need_weight, need_bias)
-        first = 0
-        parts, found = chunked.policy(problem.of_rows(live_K), terms.of_rows(live_K), entropy, needs)
-        for part in parts:
-            where_K = live_K[first : first + len(part.logp_N)]
-            logp_N[where_K], value_N[where_K] = part.logp_N, part.coefficient_N
-            if part.entropy_N is not None:
-                entropy_N[where_K] = part.entropy_N
-            first += len(where_K)
-        if len(idle_K):
-            softmax = chunked.scan(problem.of_rows(idle_K), Wanted(entropy=entropy))
-            logp_N[idle_K] = softmax.logp_N()
-            if entropy:
-                entropy_N[idle_K] = softmax.entropy_N()
-    loss = -torch.where(value_N != 0, value_N * logp_N, 0.0).sum()
-    where = live_K if rows is None else rows[live_K]
-    gradients = placed(found, hidden, weight, bias, where, "")
-    return loss, logp_N.clone(), value_N.clone(), entropy_N.clone() if entropy else loss.new_empty(0), *gradients
+        live, found = CHUNKED.policy(problem.of_rows(live_K), terms.of_rows(live_K), entropy, needs)
+        # Rows that can move nothing are scored for the monitors' sake, without the matmuls of a gradient.
+        idle = CHUNKED.scan(problem.of_rows(idle_K), Wanted(entropy=entropy))
+    order_K, zero_N = torch.cat([live_K, idle_K]), live.logp_N.new_zeros(len(target))
+    logp_N = zero_N.index_put((order_K,), torch.cat([live.logp_N, idle.logp()]))
+    entropy_N = zero_N.new_empty(0)
+    idle_entropy_N = idle.entropy()
+    if live.entropy_N is not None and idle_entropy_N is not None:
+        entropy_N = zero_N.index_put((order_K,), torch.cat([live.entropy_N, idle_entropy_N]))
+    coefficient_N = zero_N.index_put((live_K,), live.coefficient_N)
+    where_K = live_K if rows is None else rows[live_K]
+    gradients = placed(found, hidden, weight, bias, where_K, "")
+    return terms.coefficients(logp_N).loss(logp_N), logp_N, coefficient_N, entropy_N, *gradients
 
 
 @linear_policy_loss_op.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
     real = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
     entropy, need_hidden, need_weight, need_bias = rest[-4:]
     per_row = torch.empty_like(target, dtype=real)

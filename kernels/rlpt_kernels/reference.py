@@ -9,9 +9,7 @@ from rlpt_kernels.head import LogProb, Problem, Wanted, scores
 from rlpt_kernels.matmul import exact
 
 
-def linear_logprob_reference(
-    problem: Problem, ignored_N: Tensor, wanted: Wanted
-) -> LogProb:
+def linear_logprob_reference(problem: Problem, ignored_N: Tensor, wanted: Wanted) -> LogProb:
     """See ``linear_logprob``; the checks have passed."""
     with exact(problem.hidden_ND.device):
         raw_NV = problem.hidden_ND.to(problem.dtype) @ problem.weight_VD.to(problem.dtype).T

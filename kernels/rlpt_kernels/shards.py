@@ -1,14 +1,16 @@
-"""Vocabulary-parallel heads: each rank holds the rows [start, stop) of the weight, and all see the same rows of hidden.
+"""Vocabulary-parallel heads: each rank holds the rows [start, stop) of the weight, and all see the same rows
+of hidden.
 
-Local statistics are one small matrix a rank, gathered once in float32 and merged in the order of the ids: every rank
-computes the same bits. Shares may be unequal and padded; a gap, an overlap or a stray target is refused on every rank.
+Local statistics are one small matrix a rank, gathered once in float32 and merged in the order of the ids:
+every rank computes the same bits. Shares may be unequal and padded; a gap, an overlap or a stray target is
+refused on every rank.
 """
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributed.distributed_c10d import _resolve_process_group
+from torch.distributed.distributed_c10d import GroupName, _resolve_process_group
 
 from rlpt_kernels.head import Wanted
 from rlpt_kernels.softmax import Softmax
@@ -20,13 +22,16 @@ _LARGEST_EXACT = 1 << 24
 def merge(local: Softmax, start: int, stop: int, wanted: Wanted, group: str) -> tuple[Softmax, int]:
     """(softmax over all shares, size of the vocabulary), the same bits on every rank.
 
-    One all-gather of [N + 1, columns] float32: the statistics, and a last row with the rank's [start, stop). Raises ValueError where the shares do not make up one vocabulary.
+    One all-gather of [N + 1, columns] float32: the statistics, and a last row with the rank's [start, stop).
+    Raises ValueError where the shares do not make up one vocabulary.
     """
-    process_group = _resolve_process_group(group)
+    process_group = _resolve_process_group(GroupName(group))
     mine = _packed(local, start, stop)
     everyone = mine.new_empty(process_group.size(), *mine.shape)
     dist.all_gather_into_tensor(everyone.flatten(0, 1), mine, group=process_group)
-    shares = sorted((int(a), int(b), rank) for rank, (a, b) in enumerate(everyone[:, -1, :2].tolist()))
+    shares = sorted(
+        (int(a), int(b), rank) for rank, (a, b) in enumerate(everyone[:, -1, :2].tolist())
+    )
     _check_shares(shares)
     parts = [_unpacked(everyone[rank, :-1], local.unit, wanted) for _, _, rank in shares]
     merged = parts[0]
@@ -37,7 +42,7 @@ def merge(local: Softmax, start: int, stop: int, wanted: Wanted, group: str) -> 
 
 def summed(value: Tensor, group: str) -> Tensor:
     """The sum over ranks, in place: ranks counted, or float32 gradients of hidden."""
-    dist.all_reduce(value, group=_resolve_process_group(group))
+    dist.all_reduce(value, group=_resolve_process_group(GroupName(group)))
     return value
 
 
@@ -66,7 +71,7 @@ def _check_shares(shares: list[tuple[int, int, int]]) -> None:
     for start, stop, rank in shares:
         if start != expected:
             raise ValueError(
-                f"vocab_start = {start} of rank {rank} in the group, but the ids before it end at {expected}: the shares "
-                f"of a vocabulary must follow one another; they are {[share[:2] for share in shares]}"
+                f"vocab_start = {start} of rank {rank} in the group, but the ids before it end at {expected}: "
+                f"shares of a vocabulary must follow one another; they are {[x[:2] for x in shares]}"
             )
         expected = stop

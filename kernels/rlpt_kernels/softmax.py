@@ -81,18 +81,18 @@ class Softmax:
             self.moment_N = self.moment_N + weighted_NS.sum(dim=1)
         self.sum_N = self.sum_N + shifted_NS.exp_().sum(dim=1)
 
-    def logp_N(self) -> Float[Tensor, " N"]:
+    def logp(self) -> Float[Tensor, " N"]:
         """log p of the target in nats; -inf where it has no score."""
         found_N = (self.target_N - self.max_N) * self.unit - self.sum_N.log()
         # A maximum may pass over a NaN; a sum never does, and must not be hidden by a target that was not found.
         dead_N = torch.isneginf(self.target_N) & ~torch.isnan(self.sum_N)
         return torch.where(dead_N, -torch.inf, found_N)
 
-    def logsumexp_N(self) -> Float[Tensor, " N"]:
+    def logsumexp(self) -> Float[Tensor, " N"]:
         """In nats."""
         return self.max_N * self.unit + self.sum_N.log()
 
-    def entropy_N(self) -> Float[Tensor, " N"] | None:
+    def entropy(self) -> Float[Tensor, " N"] | None:
         """In nats; None where it was not asked for."""
         if self.moment_N is None:
             return None
@@ -149,7 +149,7 @@ class Pull:
         rest = (self.entropy_factor_N, self.entropy_N)
         return Pull(*(x[index_K] for x in values), *map(picked, rest), unit=self.unit)
 
-    def packed_6N(self) -> Float[Tensor, "6 N"]:
+    def packed(self) -> Float[Tensor, "6 N"]:
         """max, log2 sum, factor, live, entropy factor, entropy: as the kernels read them, base 2."""
         zero_N = torch.zeros_like(self.max_N)
         extra = [zero_N if x is None else x for x in (self.entropy_factor_N, self.entropy_N)]

@@ -1,7 +1,9 @@
-"""Which tile each chip runs: shipped, not tuned at run time, so that a cold start is fast and a row's bits never change.
+"""Which tile each chip runs: shipped, not tuned at run time, so that a cold start is fast and a row's bits
+never change.
 
-A tile depends on the chip, the dtype and the features asked for, never on the number of rows. `python -m rlpt_kernels.aot`
-compiles every entry for its chip, without one, and shows registers, spills and shared memory.
+A tile depends on the chip, the dtype and the features asked for, never on the number of rows. `python -m
+rlpt_kernels.aot` compiles every entry for its chip, without one, and shows registers, spills and shared
+memory.
 """
 
 from dataclasses import dataclass

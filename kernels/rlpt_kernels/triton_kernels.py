@@ -1,23 +1,32 @@
 """The Triton kernels themselves: device code, launched by `fused` and `rows`.
 
-Scores live in base 2: score * log2(e) / temperature is one multiplication, and exp2 is what the hardware has. No kernel uses
-atomics, a carried state between tiles, or a shape that depends on N: a row's numbers depend on that row alone, bit for bit.
+Scores live in base 2: score * log2(e) / temperature is one multiplication, and exp2 is what the hardware has.
+No kernel uses atomics, a carried state between tiles, or a shape that depends on N: a row's numbers depend on
+that row alone, bit for bit.
 
-Offsets that could pass 2^31 (row x vocabulary, row x width) are 64-bit: `.to(tl.int64)` on the row before it is multiplied.
+Offsets that could pass 2^31 (row x vocabulary, row x width) are 64-bit: `.to(tl.int64)` on the row before it
+is multiplied.
 """
+
+# Device code: Triton's own types do not describe what its compiler accepts.
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
 
 import triton
 import triton.language as tl
 
 MAX, SUM, TARGET, MOMENT = 0, 1, 2, 3
-"""Columns of a partial softmax over one tile of ids: max z, sum exp2(z - max), the target's z, sum exp2(z - max)(z - max)."""
+"""Columns of a partial softmax over one tile of ids: max z, sum exp2(z - max), the target's z, sum exp2(z -
+max)(z - max).
+"""
 
 LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def _tile_of(step, k_tiles, tiles_m, tiles_v, GROUP: tl.constexpr):
-    """(row tile, id tile, k tile) of a program's step: row tiles run fastest inside groups of GROUP, so that both stay in L2."""
+    """(row tile, id tile, k tile) of a program's step: row tiles run fastest inside groups of GROUP, so that
+    both stay in L2.
+    """
     tile = tl.program_id(0) + (step // k_tiles) * tl.num_programs(0)
     group = tile // (GROUP * tiles_v)
     first = group * GROUP
@@ -27,7 +36,9 @@ def _tile_of(step, k_tiles, tiles_m, tiles_v, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _load(matrix, stride, row, k, rows, width, ROWS: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr):
+def _load(
+    matrix, stride, row, k, rows, width, ROWS: tl.constexpr, BK: tl.constexpr, TMA: tl.constexpr
+):
     """A (ROWS, BK) tile; zeros outside the matrix."""
     if TMA:
         tile = matrix.load([row, k])
@@ -51,7 +62,7 @@ def _scores(
     raw, bias_ptr, keep_ptr, scale, column_V, V, softcap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, BANNED: tl.constexpr,
 ):  # fmt: skip
-    """softcap * tanh((raw + bias) / softcap) * scale, -inf where banned, and the tanh (raw itself without a softcap)."""
+    """softcap * tanh((raw + bias) / softcap) * scale, -inf where banned; and the tanh, or raw without a softcap."""
     inside_V = column_V < V
     if BIAS:
         raw += tl.load(bias_ptr + column_V, mask=inside_V, other=0.0).to(tl.float32)[None, :]
@@ -77,10 +88,12 @@ def scan_kernel(
     ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, COUNT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """hidden @ weight.T tile by tile, each tile reduced to a partial softmax (or, COUNT, to the scores above a threshold).
+    """hidden @ weight.T tile by tile, each tile reduced to a partial softmax (or, COUNT, to the scores above
+    a threshold).
 
-    One flat persistent loop over (tile, k): both indices are computed at its top, so the loads of the next tile are issued
-    before the epilogue of this one. Counters carried across iterations would lose that prefetch.
+    One flat persistent loop over (tile, k): both indices are computed at its top, so the loads of the next
+    tile are issued before the epilogue of this one. Counters carried across iterations would lose that
+    prefetch.
     """
     tiles_m, tiles_v, k_tiles = tl.cdiv(N, BM), tl.cdiv(V, BN), tl.cdiv(D, BK)
     mine = tl.cdiv(tiles_m * tiles_v - tl.program_id(0), tl.num_programs(0))
@@ -98,7 +111,16 @@ def scan_kernel(
             inside_M = row_M < N
             scale_M = tl.load(scale_ptr + row_M, mask=inside_M, other=1.0)
             score, _ = _scores(
-                acc, bias_ptr, keep_ptr, scale_M[:, None], column_V, V, softcap, BIAS, SOFTCAP, BANNED
+                acc,
+                bias_ptr,
+                keep_ptr,
+                scale_M[:, None],
+                column_V,
+                V,
+                softcap,
+                BIAS,
+                SOFTCAP,
+                BANNED,
             )
             if v == tiles_v - 1:
                 score = tl.where(column_V[None, :] < V, score, float("-inf"))
@@ -110,7 +132,17 @@ def scan_kernel(
                 tl.store(index_ptr + v.to(tl.int64) * N + row_M, count_M, mask=inside_M)
             else:
                 _store_partial(
-                    score, row_M, column_V, target_M, v, N, partial_ptr, index_ptr, ENTROPY, ARGMAX, BN
+                    score,
+                    row_M,
+                    column_V,
+                    target_M,
+                    v,
+                    N,
+                    partial_ptr,
+                    index_ptr,
+                    ENTROPY,
+                    ARGMAX,
+                    BN,
                 )
             acc = tl.zeros((BM, BN), dtype=tl.float32)
 
@@ -134,7 +166,9 @@ def _store_partial(
     hit_M = (target_M >= v * BN) & (target_M < v * BN + BN)
     found_M = tl.full(target_M.shape, float("-inf"), tl.float32)
     if tl.max(hit_M.to(tl.int32), axis=0) > 0:
-        found_M = tl.max(tl.where(column_V[None, :] == target_M[:, None], score, float("-inf")), axis=1)
+        found_M = tl.max(
+            tl.where(column_V[None, :] == target_M[:, None], score, float("-inf")), axis=1
+        )
     shifted = score - floor_M[:, None]
     weight = tl.exp2(shifted)
     tl.store(base, max_M, mask=inside_M)
@@ -168,7 +202,9 @@ def combine_kernel(
         target_TR = tl.load(partial_ptr + offset + 2 * N, mask=inside, other=float("-inf"))
         block_R = tl.max(max_TR, axis=0)
         if ARGMAX:
-            index_TR = tl.load(index_ptr + tile_T.to(tl.int64)[:, None] * N + row_R[None, :], mask=inside, other=0)
+            index_TR = tl.load(
+                index_ptr + tile_T.to(tl.int64)[:, None] * N + row_R[None, :], mask=inside, other=0
+            )
             # The lowest of equals: within the block by taking the least index, before it by `>`.
             best_TR = tl.where(max_TR == block_R[None, :], index_TR, 2147483647)
             argmax_R = tl.where(block_R > max_R, tl.min(best_TR, axis=0), argmax_R)
@@ -193,7 +229,16 @@ def combine_kernel(
 
 
 @triton.jit
-def _pull(score, bent, max_R1, log2_sum_R1, softmax_factor_R1, entropy_factor_R1, entropy_R1, ENTROPY: tl.constexpr):
+def _pull(
+    score,
+    bent,
+    max_R1,
+    log2_sum_R1,
+    softmax_factor_R1,
+    entropy_factor_R1,
+    entropy_R1,
+    ENTROPY: tl.constexpr,
+):
     """p (g_lse - g_logp - g_H (log p + H)): the gradient of a row's scores, but for the target's own term."""
     log2_p = score - max_R1 - log2_sum_R1
     factor = softmax_factor_R1
@@ -250,7 +295,9 @@ def _slab_gradient(
     raw, row_ptr, inside_M, N, target_ptr, scale_M, bias_ptr, column_V, V, softcap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    score, bent = _scores(raw, bias_ptr, bias_ptr, scale_M[:, None], column_V, V, softcap, BIAS, SOFTCAP, False)
+    score, bent = _scores(
+        raw, bias_ptr, bias_ptr, scale_M[:, None], column_V, V, softcap, BIAS, SOFTCAP, False
+    )
     max_M = tl.load(row_ptr, mask=inside_M, other=0.0)
     log2_sum_M = tl.load(row_ptr + N, mask=inside_M, other=0.0)
     factor_M = tl.load(row_ptr + 2 * N, mask=inside_M, other=0.0)

@@ -1,7 +1,12 @@
-"""Row kernels over logits that a matmul has written: softmax statistics, and the gradient that goes back into two matmuls.
+"""Row kernels over logits that a matmul has written: softmax statistics, and the gradient that goes back into
+two matmuls.
 
-One program per row walks it in blocks; nothing is shared between rows, so a row's numbers depend on that row alone.
+One program per row walks it in blocks; nothing is shared between rows, so a row's numbers depend on that row
+alone.
 """
+
+# Device code: Triton's own types do not describe what its compiler accepts.
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
 
 import triton
 import triton.language as tl
@@ -26,7 +31,9 @@ def _row_statistics(
             raw_B[None, :], bias_ptr, keep_ptr, scale, column_B, V, softcap, BIAS, SOFTCAP, BANNED
         )
         score_B = tl.where(column_B < V, tl.reshape(score_1B, (BLOCK,)), float("-inf"))
-        found = tl.maximum(found, tl.max(tl.where(column_B == target, score_B, float("-inf")), axis=0))
+        found = tl.maximum(
+            found, tl.max(tl.where(column_B == target, score_B, float("-inf")), axis=0)
+        )
         best, where = tl.max(score_B, axis=0, return_indices=True)
         argmax = tl.where(best > row_max, where + first, argmax)
         new_max = tl.maximum(row_max, best)
@@ -36,7 +43,9 @@ def _row_statistics(
         weight_B = tl.exp2(shifted_B)
         if ENTROPY:
             finite_B = tl.where(shifted_B == float("-inf"), 0.0, shifted_B)
-            moment = tl.exp2(shift) * (moment + shift * row_sum) + tl.sum(weight_B * finite_B, axis=0)
+            moment = tl.exp2(shift) * (moment + shift * row_sum) + tl.sum(
+                weight_B * finite_B, axis=0
+            )
         row_sum = tl.exp2(shift) * row_sum + tl.sum(weight_B, axis=0)
         row_max = new_max
     return row_max, row_sum, found, moment, argmax
@@ -99,14 +108,24 @@ def pull_rows_kernel(
 
 @triton.jit
 def _coefficient(
-    logp, behaviour_logp, advantage, weight, log_low, log_high, tv_delta, log_cap, TRUST: tl.constexpr
+    logp,
+    behaviour_logp,
+    advantage,
+    weight,
+    log_low,
+    log_high,
+    tv_delta,
+    log_cap,
+    TRUST: tl.constexpr,
 ):
     """weight M min(ratio, cap) advantage, as in `objective.coefficient`. TRUST: its place in `TRUST_REGIONS`."""
     log_ratio = logp - behaviour_logp
     away = ((advantage > 0) & (log_ratio > 0)) | ((advantage < 0) & (log_ratio < 0))
     masked = log_ratio != log_ratio
     if TRUST == 1:
-        masked = ((advantage > 0) & (log_ratio > log_high)) | ((advantage < 0) & (log_ratio < log_low))
+        masked = ((advantage > 0) & (log_ratio > log_high)) | (
+            (advantage < 0) & (log_ratio < log_low)
+        )
     if TRUST == 2:
         distance = tl.abs(tl.exp(logp) - tl.exp(behaviour_logp))
         masked = away & (distance > tv_delta)
@@ -137,8 +156,6 @@ def policy_rows_kernel(
         logp, tl.load(behaviour_ptr + row), tl.load(advantage_ptr + row), tl.load(weight_ptr + row),
         log_low, log_high, tv_delta, log_cap, TRUST,
     )  # fmt: skip
-    # A target of probability 0 stays -inf and sends no gradient.
-    coefficient = tl.where(found == float("-inf"), 0.0, coefficient)
     tl.store(logp_ptr + row, logp)
     tl.store(coefficient_ptr + row, coefficient)
     if ENTROPY:
