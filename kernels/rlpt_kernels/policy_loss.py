@@ -73,7 +73,7 @@ def linear_policy_loss(
     check(hidden_MD, weight_VD, bias, target_N, rows, head)
     check_shares(weight_VD, vocab_start, stop, group is not None, head.banned)
     _check_terms(hidden_MD.device, len(target_N), behaviour_logp_N, advantage_N, mask_N)
-    _check_ratio(ratio)
+    check_ratio(ratio)
     terms = Terms(behaviour_logp_N.detach(), advantage_N.detach(), mask_N.detach(), ratio)
     needs = Needs(*(_wants_gradient(x) for x in (hidden_MD, weight_VD, bias)))
     if _one_pass(impl, needs, group, hidden_MD):
@@ -157,7 +157,7 @@ def _check_terms(
     check_vector("mask", mask_N, count, device, (*floats, torch.bool))
 
 
-def _check_ratio(ratio: Ratio) -> None:
+def check_ratio(ratio: Ratio) -> None:
     """Refuse settings that would mask or scale by nonsense."""
     if ratio.trust_region not in TRUST_REGIONS:
         known = ", ".join(TRUST_REGIONS)

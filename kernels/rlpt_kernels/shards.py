@@ -28,7 +28,7 @@ def merge(local: Softmax, start: int, stop: int, wanted: Wanted, group: str) -> 
     process_group = _resolve_process_group(GroupName(group))
     mine = _packed(local, start, stop)
     everyone = mine.new_empty(process_group.size(), *mine.shape)
-    dist.all_gather_into_tensor(everyone.flatten(0, 1), mine, group=process_group)
+    dist.all_gather_single(everyone.flatten(0, 1), mine, group=process_group)
     shares = sorted(
         (int(a), int(b), rank) for rank, (a, b) in enumerate(everyone[:, -1, :2].tolist())
     )

@@ -1,0 +1,362 @@
+"""Proof without a GPU: every shipped launch is compiled ahead of time, and what the compiler made of it is read.
+
+In: the launch code itself, run on small CPU tensors with the kernels' launches recorded, so that types, alignments, tiles
+and warps are those of a real launch and nothing is restated here. Out: a `Record` per launch and `problems` in words. The
+rule: a launch is measured at sizes that are multiples of 16 and at sizes that are not, and the worse of the two counts.
+
+    python -m rlpt_kernels.aot [--json] [--chip sm_90 ..] [--only 'sm_90 scan * bf16 aligned' ..]
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from rlpt_kernels import fused
+from rlpt_kernels.head import Head, Needs, Problem, Wanted
+from rlpt_kernels.launch import interpreted
+from rlpt_kernels.objective import Ratio
+from rlpt_kernels.rows import Terms, TritonRows
+from rlpt_kernels.softmax import BASE_2, Pull
+
+# ---- what is compiled ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one kind of GPU gives a program."""
+
+    capability: int
+    shared_bytes: int
+    """Shared memory of a block."""
+    tensor_core: str
+    """The instruction that its tensor cores are fed with."""
+    registers: int = 255
+    """Of a thread."""
+    tensor_columns: int = 512
+    """Tensor memory of a multiprocessor."""
+
+
+CHIPS = {
+    "sm_80": Chip(80, 163 * 1024, "mma.sync"),
+    "sm_90": Chip(90, 227 * 1024, "wgmma.mma_async"),
+    "sm_100": Chip(100, 227 * 1024, "tcgen05.mma"),
+    # Compiled when named: the same generations with less shared memory.
+    "sm_89": Chip(89, 99 * 1024, "mma.sync"),
+    "sm_120": Chip(120, 99 * 1024, "mma.sync"),
+}
+SHIPPED = ("sm_80", "sm_90", "sm_100")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+EVERYTHING = "everything"
+"""Bias, softcap, banned ids, entropy and argmax at once."""
+KERNELS = {
+    "scan": ("plain", "entropy+argmax", EVERYTHING),
+    "count": ("plain", EVERYTHING),
+    "pull": ("plain", "entropy", EVERYTHING),
+    "combine": ("plain", "entropy+argmax"),
+    "scan_rows": ("plain", "entropy", EVERYTHING),
+    "pull_rows": ("plain", "entropy", EVERYTHING),
+    "policy_rows": ("plain", "entropy", EVERYTHING),
+}
+TILED = ("scan", "count", "pull")
+"""Those with a matmul in their main loop."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch, by the names of its parts."""
+
+    chip: str
+    kernel: str
+    features: str
+    dtype: str
+    layout: str
+    """aligned: the operands' rows are multiples of 16 bytes. odd: they are not, so bulk copies are out."""
+
+    @property
+    def name(self) -> str:
+        """What `--only` is matched against."""
+        return " ".join((self.chip, self.kernel, self.features, self.dtype, self.layout))
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Rows, ids and width: multiples of 16, and none."""
+        if self.layout == "odd":
+            return (32, 512, 65), (33, 777, 65)
+        # Pointers are loaded asynchronously only where the compiler knows that a row is a multiple of 16 elements.
+        ragged = 72 if CHIPS[self.chip].capability >= 90 else 64
+        return (32, 512, 64), (33, 777, ragged)
+
+
+def cases(chips: tuple[str, ...] = SHIPPED) -> Iterator[Case]:
+    """Every shipped configuration of every kernel."""
+    for chip in chips:
+        for kernel, features in KERNELS.items():
+            for dtype in DTYPES if kernel in TILED else ("bf16", "fp16"):
+                for layout in ("aligned", "odd") if kernel in TILED else ("aligned",):
+                    yield from (Case(chip, kernel, feature, dtype, layout) for feature in features)
+
+
+# ---- the launches, recorded ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a kernel would have been called with."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    settings: dict[str, Any]
+
+
+def launch(case: Case, sizes: tuple[int, int, int]) -> Launch:
+    """What the launch code hands to the case's kernel on its chip."""
+    wanted = "scan_kernel" if case.kernel == "count" else f"{case.kernel}_kernel"
+    with _recording(CHIPS[case.chip].capability) as launches:
+        _operate(case, _problem(case, *sizes))
+    return next(found for found in launches if found.kernel.__name__ == wanted)
+
+
+@contextmanager
+def _recording(capability: int) -> Iterator[list[Launch]]:
+    """CPU tensors play the part of a chip's own, and kernels are noted instead of launched."""
+    from triton.runtime.jit import JITFunction
+
+    launches: list[Launch] = []
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **settings: Any) -> None:
+        launches.append(Launch(kernel, args, settings))
+
+    with (
+        patch.object(JITFunction, "run", record),
+        patch.object(fused, "capability", lambda device: capability),
+        patch.object(Problem, "operand_dtype", property(lambda self: self.hidden_ND.dtype)),
+    ):
+        yield launches
+
+
+def _problem(case: Case, rows: int, vocab: int, width: int) -> Problem:
+    hidden_ND = torch.zeros(rows, width, dtype=DTYPES[case.dtype])
+    weight_VD = torch.zeros(vocab, width, dtype=DTYPES[case.dtype])
+    # A caller's own slice of targets may start anywhere.
+    target_N = torch.zeros(rows + 1, dtype=torch.long)[rows % 2 :][:rows]
+    if case.features != EVERYTHING:
+        return Problem(hidden_ND, weight_VD, None, target_N, Head())
+    head = Head(softcap=30.0, banned=(1,))
+    return Problem(hidden_ND, weight_VD, torch.zeros(vocab), target_N, head)
+
+
+def _operate(case: Case, problem: Problem) -> None:
+    """The call that launches the case's kernel."""
+    rows, vocab = len(problem.target_N), len(problem.weight_VD)
+    zero_N, raw_NV = torch.zeros(rows), torch.zeros(rows, vocab)
+    entropy = case.features != "plain"
+    wanted = Wanted(entropy=entropy, argmax=entropy)
+    pull = Pull(
+        problem.target_N, zero_N, zero_N + 1, zero_N, zero_N,
+        zero_N if entropy else None, zero_N if entropy else None, BASE_2,
+    )  # fmt: skip
+    terms = Terms(zero_N, zero_N, zero_N, Ratio("tv" if case.features == EVERYTHING else "clip"))
+    {
+        "scan": lambda: fused.Fused().scan(problem, wanted),
+        "combine": lambda: fused.Fused().scan(problem, wanted),
+        "count": lambda: fused.Fused().count(problem, zero_N),
+        "pull": lambda: fused.Fused().pull(problem, pull, Needs(False, False, False)),
+        "scan_rows": lambda: TritonRows().scan(raw_NV, problem, wanted),
+        "pull_rows": lambda: TritonRows().pull(raw_NV, problem, pull),
+        "policy_rows": lambda: TritonRows().policy(raw_NV, problem, terms, entropy),
+    }[case.kernel]()
+
+
+# ---- compiled, and read --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the compiler made of one launch."""
+
+    chip: str
+    kernel: str
+    features: str
+    dtype: str
+    layout: str
+    tile: str
+    """Rows x ids x width of a step of the main loop; of a row kernel, its block."""
+    warps: int
+    stages: int
+    registers: int
+    """Of a thread."""
+    spill_bytes: int
+    """Stack of a thread: registers that did not fit."""
+    shared_bytes: int
+    """Of a block."""
+    tensor_columns: int
+    """Tensor memory of a block, where the chip has it."""
+    tma: bool
+    """Whether the operands are given by descriptor."""
+    tma_copies: int
+    """Bulk copies into shared memory, before the main loop and in it."""
+    ahead: int
+    """Steps whose loads are under way when the main loop starts; 0 if it issues none before its epilogue."""
+    pendings: int
+    """Matmuls still running when the main loop issues its loads (wgmma alone counts them)."""
+    tensor_core: str
+    """The matmul instruction; empty where there is none."""
+
+    @property
+    def pipelined(self) -> bool:
+        """Loads run ahead of the matmul, and those of the next tile are issued before this one's epilogue."""
+        return self.ahead > 0
+
+
+def measured(case: Case) -> Record:
+    """The case compiled at both sizes: the worse of each number."""
+    records = [_read(case, launch(case, sizes)) for sizes in case.sizes]
+    least = ("tma", "tma_copies", "ahead", "pendings", "tensor_core")
+    values = {
+        field.name: (min if field.name in least else max)(getattr(x, field.name) for x in records)
+        for field in fields(Record)
+    }
+    return Record(**values)
+
+
+def _read(case: Case, called: Launch) -> Record:
+    compiled = _compiled(called, CHIPS[case.chip].capability)
+    registers, spill_bytes = _resources(compiled.asm["cubin"])
+    copies, ahead, pendings = schedule(compiled.asm["ttgir"])
+    found = re.search(r"(wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*", compiled.asm["ptx"])
+    settings, metadata = called.settings, compiled.metadata
+    shape = [settings[name] for name in ("BM", "BN", "BK", "ROWS", "TILES", "BLOCK") if name in settings]
+    return Record(
+        **asdict(case), tile="x".join(map(str, shape)), warps=metadata.num_warps, stages=metadata.num_stages,
+        registers=registers, spill_bytes=spill_bytes, shared_bytes=metadata.shared,
+        tensor_columns=metadata.tmem_size or 0, tma=settings.get("TMA", False), tma_copies=copies,
+        ahead=ahead, pendings=pendings, tensor_core=found[0] if found else "",
+    )  # fmt: skip
+
+
+def _compiled(called: Launch, capability: int) -> Any:
+    """What Triton does at a first launch, but for a chip that need not be here."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    kernel, target = called.kernel, GPUTarget("cuda", capability, 32)
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, special, options = bind(*called.args, **called.settings)
+    options, *parts = kernel._pack_args(backend, called.settings, bound, special, options)
+    return triton.compile(ASTSource(kernel, *parts), target=target, options=options.__dict__)
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes of a thread, as the disassembler that comes with Triton tells them."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(_cuobjdump()), "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found, said
+    return int(found[1]), int(found[2])
+
+
+def _cuobjdump() -> Path:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.is_file():
+        raise SystemExit(f"aot: triton {triton.__version__} came without cuobjdump; pip install triton==3.7.1")
+    return tool
+
+
+def schedule(ttgir: str) -> tuple[int, int, int]:
+    """(bulk copies, steps loaded ahead, matmuls pending at the loads) of a kernel's first loop.
+
+    A step's loads are the copies between the top of the loop and its first branch, the epilogue; as many times as they stand
+    before the loop, so many steps does it run ahead. A loop that copies what it then waits for has none before it.
+    """
+    copy = r"async_(?:tma_)?copy_global_to_local"
+    before, _, loop = ttgir.partition("scf.for")
+    step = loop.partition("scf.if")[0]
+    waits = re.findall(r"warp_group_dot_wait.*?pendings = (\d+)", step)
+    each = len(re.findall(copy, step))
+    ahead = len(re.findall(copy, before)) // each if each else 0
+    return ttgir.count("async_tma_copy_global_to_local"), ahead, min(map(int, waits), default=0)
+
+
+# ---- judged --------------------------------------------------------------------------------------
+
+
+def problems(record: Record) -> list[str]:
+    """What is wrong with a record, in words."""
+    chip = CHIPS[record.chip]
+    checks = {
+        f"{record.spill_bytes} bytes of registers spill": record.spill_bytes > 0,
+        f"{record.registers} registers; a thread has {chip.registers}": record.registers > chip.registers,
+        f"{record.shared_bytes} bytes of shared memory; a block has {chip.shared_bytes}":
+            record.shared_bytes > chip.shared_bytes,
+        f"{record.tensor_columns} columns of tensor memory; there are {chip.tensor_columns}":
+            record.tensor_columns > chip.tensor_columns,
+    }  # fmt: skip
+    return [words for words, wrong in checks.items() if wrong] + _tile_problems(record, chip)
+
+
+def _tile_problems(record: Record, chip: Chip) -> list[str]:
+    if record.kernel not in TILED:
+        return []
+    half, bulk = record.dtype != "fp32", record.layout == "aligned" and chip.capability >= 90
+    unit, wgmma = chip.tensor_core, chip.tensor_core.startswith("wgmma")
+    checks = {
+        "loads are not bulk copies (TMA)": bulk and not (record.tma and record.tma_copies),
+        "loads are not issued ahead of the matmul": record.layout == "aligned" and not record.pipelined,
+        f"the matmul is {record.tensor_core or 'scalar'}, not {unit}": half and not record.tensor_core.startswith(unit),
+        "no matmul runs while loads are issued": half and wgmma and record.layout == "aligned" and not record.pendings,
+    }  # fmt: skip
+    return [words for words, wrong in checks.items() if wrong]
+
+
+def table(records: list[Record]) -> str:
+    """One line a record, columns aligned."""
+    names = [field.name for field in fields(Record)]
+    rows = [names, *([str(value) for value in asdict(record).values()] for record in records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when nothing is wrong, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m rlpt_kernels.aot", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--chip", nargs="+", choices=CHIPS, default=SHIPPED)
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", default=["*"], help="chip kernel features dtype layout")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if interpreted():
+        raise SystemExit("aot: TRITON_INTERPRET is set, so there is nothing to compile; unset it and run again")
+    chosen = [x for x in cases(tuple(options.chip)) if any(fnmatch(x.name, p) for p in options.only)]
+    records = [measured(case) for case in chosen]
+    wrong = {case.name: found for case, record in zip(chosen, records, strict=True) if (found := problems(record))}
+    if options.json:
+        print(json.dumps({"records": [asdict(x) for x in records], "problems": wrong}, indent=1))
+    else:
+        print(table(records))
+        print("\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items()) or "no problems")
+    return 1 if wrong or not records else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
