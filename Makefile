@@ -32,7 +32,7 @@ help:
 	@echo "make test         install, lint, types, import contracts, tests"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make lint         lint, types, import contracts"
-	@echo "make bench        benchmarks, each beside its peer, into kernels/bench/results.jsonl"
+	@echo "make bench        benchmarks, each beside its peer, into kernels/bench/results.json"
 	@echo "make clean        remove caches and builds (runs/ and $(VENV) stay)"
 
 # ---- environment -------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m slow
 
 bench: $(VENV)/.installed-dev
-	@for script in kernels/bench/*.py; do echo "-- $$script"; $(BIN)/python $$script $(BENCH_ARGS) || exit $$?; done
+	$(BIN)/python kernels/bench/linear_logprob.py --write $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -191,8 +191,8 @@ def test_results_are_appended_one_object_a_line(sibling, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_shape_that_is_none_is_refused_in_one_line():
-    command = [sys.executable, str(BENCH / "linear_logprob.py"), "--shape", "2048,512"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "'2048,512' is not N,D,V, such as 2048,512,32000" in done.stderr
+def test_a_shape_that_is_none_is_refused_in_one_line(sibling, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["linear_logprob.py", "--shape", "2048,512"])
+    with pytest.raises(SystemExit):
+        sibling("linear_logprob").arguments()
+    assert "'2048,512' is not N,D,V, such as 2048,512,32000" in capsys.readouterr().err
