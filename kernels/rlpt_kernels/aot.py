@@ -237,7 +237,9 @@ def _read(case: Case, called: Launch) -> Record:
     copies, ahead, pendings = schedule(compiled.asm["ttgir"])
     found = re.search(r"(wgmma\.mma_async|tcgen05\.mma|mma\.sync)[\w.:]*", compiled.asm["ptx"])
     settings, metadata = called.settings, compiled.metadata
-    shape = [settings[name] for name in ("BM", "BN", "BK", "ROWS", "TILES", "BLOCK") if name in settings]
+    shape = [
+        settings[name] for name in ("BM", "BN", "BK", "ROWS", "TILES", "BLOCK") if name in settings
+    ]
     return Record(
         **asdict(case), tile="x".join(map(str, shape)), warps=metadata.num_warps, stages=metadata.num_stages,
         registers=registers, spill_bytes=spill_bytes, shared_bytes=metadata.shared,
@@ -278,7 +280,9 @@ def _cuobjdump() -> Path:
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     if not tool.is_file():
-        raise SystemExit(f"aot: triton {triton.__version__} came without cuobjdump; pip install triton==3.7.1")
+        raise SystemExit(
+            f"aot: triton {triton.__version__} came without cuobjdump; pip install triton==3.7.1"
+        )
     return tool
 
 
@@ -340,21 +344,40 @@ def table(records: list[Record]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when nothing is wrong, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m rlpt_kernels.aot", description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(
+        prog="python -m rlpt_kernels.aot", description=__doc__.split("\n")[0]
+    )  # type: ignore[union-attr]
     parser.add_argument("--chip", nargs="+", choices=CHIPS, default=SHIPPED)
-    parser.add_argument("--only", nargs="+", metavar="PATTERN", default=["*"], help="chip kernel features dtype layout")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PATTERN",
+        default=["*"],
+        help="chip kernel features dtype layout",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if interpreted():
-        raise SystemExit("aot: TRITON_INTERPRET is set, so there is nothing to compile; unset it and run again")
-    chosen = [x for x in cases(tuple(options.chip)) if any(fnmatch(x.name, p) for p in options.only)]
+        raise SystemExit(
+            "aot: TRITON_INTERPRET is set, so there is nothing to compile; unset it and run again"
+        )
+    chosen = [
+        x for x in cases(tuple(options.chip)) if any(fnmatch(x.name, p) for p in options.only)
+    ]
     records = [measured(case) for case in chosen]
-    wrong = {case.name: found for case, record in zip(chosen, records, strict=True) if (found := problems(record))}
+    wrong = {
+        case.name: found
+        for case, record in zip(chosen, records, strict=True)
+        if (found := problems(record))
+    }
     if options.json:
         print(json.dumps({"records": [asdict(x) for x in records], "problems": wrong}, indent=1))
     else:
         print(table(records))
-        print("\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items()) or "no problems")
+        print(
+            "\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items())
+            or "no problems"
+        )
     return 1 if wrong or not records else 0
 
 

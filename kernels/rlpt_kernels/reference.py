@@ -17,13 +17,12 @@ def linear_logprob_reference(problem: Problem, ignored_N: Tensor, wanted: Wanted
             raw_NV = raw_NV + problem.bias_V.to(problem.dtype)
         score_NV = scores(raw_NV, problem.head, 0)
         logp_NV, logsumexp_N = torch.log_softmax(score_NV, dim=1), torch.logsumexp(score_NV, dim=1)
-        if not torch.compiler.is_compiling():
-            check_scores(logsumexp_N)
+        check_scores(logsumexp_N)
         index_N1 = problem.target_N.clamp(min=0)[:, None]
         return LogProb(
             _pick(logp_NV.gather(1, index_N1)[:, 0], ignored_N),
             logsumexp_N,
-            _entropy(logp_NV) if wanted.entropy else None,
+            _entropy(score_NV) if wanted.entropy else None,
             score_NV.argmax(dim=1) if wanted.argmax else None,
             _rank(score_NV, index_N1, ignored_N) if wanted.rank else None,
         )
@@ -36,8 +35,12 @@ def _pick(logp_N: Float[Tensor, " N"], ignored_N: Tensor) -> Float[Tensor, " N"]
     return logp_N.masked_fill(ignored_N, 0.0).masked_fill(dead_N, -torch.inf)
 
 
-def _entropy(logp_NV: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    return -(logp_NV.exp() * logp_NV.masked_fill(torch.isneginf(logp_NV), 0.0)).sum(dim=1)
+def _entropy(score_NV: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """log sum exp(z - m) - E[z - m]: summing p log p would add up the roundings of log p instead."""
+    shifted_NV = score_NV - score_NV.detach().amax(dim=1, keepdim=True)
+    finite_NV = shifted_NV.masked_fill(torch.isneginf(shifted_NV), 0.0)
+    mean_N = (torch.softmax(shifted_NV, dim=1) * finite_NV).sum(dim=1)
+    return torch.logsumexp(shifted_NV, dim=1) - mean_N
 
 
 def _rank(

@@ -41,7 +41,9 @@ def formula(logp_N, behaviour_N, advantage_N, mask_N, **trust):
         away = (advantage > 0 and rho > 1) or (advantage < 0 and rho < 1)
         tv = away and abs(pi - mu) > trust.get("tv_delta", 0.2)
         out = {"none": False, "clip": clip, "tv": tv}[kind]
-        coefficients.append(0.0 if out or weight == 0 else (weight * min(rho, cap) * advantage).item())
+        coefficients.append(
+            0.0 if out or weight == 0 else (weight * min(rho, cap) * advantage).item()
+        )
         loss = loss - coefficients[-1] * logp
     return loss, coefficients
 
@@ -64,7 +66,15 @@ def test_the_loss_and_its_gradients_are_the_formula(impl, trust, head, problem, 
     wanted_gradients = torch.autograd.grad(wanted, wide)
     leaves = [x.clone().requires_grad_() for x in (hidden_ND, weight_VD, bias_V)]
     found = linear_policy_loss(
-        *leaves[:2], target_N, old_N, advantage_N, mask_N, bias=leaves[2], impl=impl, **head, **trust
+        *leaves[:2],
+        target_N,
+        old_N,
+        advantage_N,
+        mask_N,
+        bias=leaves[2],
+        impl=impl,
+        **head,
+        **trust,
     )
     assert found.loss.item() == pytest.approx(wanted.item(), rel=1e-5, abs=1e-6)
     assert found.coefficient.tolist() == pytest.approx(coefficients, rel=1e-4, abs=1e-7)
@@ -80,9 +90,19 @@ def test_it_is_the_objective_of_the_trainer(impl, problem):
         hidden_ND, weight_VD.requires_grad_(), target_N, old_N, advantage_N, mask_N, impl=impl,
         trust_region="tv", tv_delta=0.001, max_ratio=2.0,
     )  # fmt: skip
-    logp_N = torch.log_softmax(hidden_ND @ weight_VD.detach().T, 1).gather(1, target_N[:, None])[:, 0]
+    logp_N = torch.log_softmax(hidden_ND @ weight_VD.detach().T, 1).gather(1, target_N[:, None])[
+        :, 0
+    ]
     loss, _ = policy_gradient(
-        logp_N, old_N, advantage_N, mask_N, mask="tv", clip_low=0.2, clip_high=0.28, tv_delta=0.001, max_ratio=2.0
+        logp_N,
+        old_N,
+        advantage_N,
+        mask_N,
+        mask="tv",
+        clip_low=0.2,
+        clip_high=0.28,
+        tv_delta=0.001,
+        max_ratio=2.0,
     )
     assert found.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     used_N = mask_N != 0
@@ -113,7 +133,14 @@ def test_a_sampled_token_that_the_policy_calls_impossible_is_not_hidden(impl, pr
     old_N, advantage_N, mask_N = terms(len(target_N))
     target_N[4] = 70
     loss = linear_policy_loss(
-        hidden_ND, weight_VD.requires_grad_(), target_N, old_N, advantage_N, mask_N, banned=(70,), impl=impl
+        hidden_ND,
+        weight_VD.requires_grad_(),
+        target_N,
+        old_N,
+        advantage_N,
+        mask_N,
+        banned=(70,),
+        impl=impl,
     ).loss
     assert math.isnan(loss.item())
 
@@ -125,7 +152,9 @@ def test_rows_that_repeat_sum_their_gradients(impl, problem):
 
     def gradients(hidden, weight, rows):
         leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
-        found = linear_policy_loss(*leaves, target_N, old_N, advantage_N, mask_N, rows=rows, impl=impl)
+        found = linear_policy_loss(
+            *leaves, target_N, old_N, advantage_N, mask_N, rows=rows, impl=impl
+        )
         return torch.autograd.grad(found.loss, leaves)
 
     d_hidden, d_weight = gradients(hidden_ND, weight_VD, rows_N)
@@ -140,7 +169,14 @@ def test_entropy_is_that_of_the_rows_in_use(impl, problem, exact):
     hidden_ND, weight_VD, target_N = problem(vocab=150)
     old_N, advantage_N, mask_N = terms(len(target_N))
     found = linear_policy_loss(
-        hidden_ND, weight_VD.requires_grad_(), target_N, old_N, advantage_N, mask_N, entropy=True, impl=impl
+        hidden_ND,
+        weight_VD.requires_grad_(),
+        target_N,
+        old_N,
+        advantage_N,
+        mask_N,
+        entropy=True,
+        impl=impl,
     )
     wanted_N = exact(hidden_ND, weight_VD.detach(), target_N)[2]
     wanted_N[2] = 0.0
@@ -172,7 +208,9 @@ def test_half_precision_gets_half_precision_gradients(impl, problem, exact):
     pairs = zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(wanted, wide), strict=True)
     for a, b in pairs:
         assert a.dtype == torch.bfloat16
-        assert bool(((a.double() - b).abs() <= b.abs() * 2**-8 * 1.001 + 1e-5 * b.abs().max()).all())
+        assert bool(
+            ((a.double() - b).abs() <= b.abs() * 2**-8 * 1.001 + 1e-5 * b.abs().max()).all()
+        )
 
 
 def test_rows_without_mask_or_advantage_reach_no_matmul_of_a_gradient(problem, monkeypatch):
@@ -182,7 +220,9 @@ def test_rows_without_mask_or_advantage_reach_no_matmul_of_a_gradient(problem, m
     seen = []
     policy = TorchRows.policy
     monkeypatch.setattr(
-        TorchRows, "policy", lambda self, raw, *rest: seen.append(len(raw)) or policy(self, raw, *rest)
+        TorchRows,
+        "policy",
+        lambda self, raw, *rest: seen.append(len(raw)) or policy(self, raw, *rest),
     )
     monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 1 << 20})
     linear_policy_loss(hidden_ND, weight_VD.requires_grad_(), target_N, old_N, advantage_N, mask_N)
@@ -223,5 +263,7 @@ def test_an_unknown_trust_region_is_refused_by_name():
     """Asked of the check itself: in tests the type hook would answer first."""
     ratio = Ratio()
     object.__setattr__(ratio, "trust_region", "ppo")
-    with pytest.raises(ValueError, match="trust_region = 'ppo' is unknown; choose one of none, clip"):
+    with pytest.raises(
+        ValueError, match="trust_region = 'ppo' is unknown; choose one of none, clip"
+    ):
         check_ratio(ratio)

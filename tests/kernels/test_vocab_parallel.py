@@ -36,7 +36,11 @@ def weigh(found):
 
 def policy_terms():
     draw = torch.Generator().manual_seed(5)
-    return torch.randn(11, generator=draw) - 6, torch.randn(11, generator=draw), torch.rand(11, generator=draw)
+    return (
+        torch.randn(11, generator=draw) - 6,
+        torch.randn(11, generator=draw),
+        torch.rand(11, generator=draw),
+    )
 
 
 def whole(settings):
@@ -44,11 +48,24 @@ def whole(settings):
     leaves = [x.requires_grad_() for x in problem()[:3]]
     target_N = problem()[3]
     found = linear_logprob(
-        *leaves[:2], target_N, bias=leaves[2], entropy=True, argmax=True, rank=True, impl="reference", **settings
+        *leaves[:2],
+        target_N,
+        bias=leaves[2],
+        entropy=True,
+        argmax=True,
+        rank=True,
+        impl="reference",
+        **settings,
     )
     gradients = torch.autograd.grad(weigh(found), leaves)
     loss = linear_policy_loss(
-        *leaves[:2], target_N, *policy_terms(), bias=leaves[2], impl="reference", trust_region="clip", **settings
+        *leaves[:2],
+        target_N,
+        *policy_terms(),
+        bias=leaves[2],
+        impl="reference",
+        trust_region="clip",
+        **settings,
     ).loss
     return [x.detach() for x in found], gradients, loss.detach(), torch.autograd.grad(loss, leaves)
 
@@ -106,12 +123,20 @@ def refusals(rank, group):
 def gathers(rank, group):
     """How many collectives one forward makes, and in which dtype."""
     seen, gather, reduce = [], dist.all_gather_single, dist.all_reduce
-    dist.all_gather_single = lambda out, x, **kw: seen.append(("gather", x.dtype)) or gather(out, x, **kw)
+    dist.all_gather_single = lambda out, x, **kw: (
+        seen.append(("gather", x.dtype)) or gather(out, x, **kw)
+    )
     dist.all_reduce = lambda x, **kw: seen.append(("reduce", x.dtype)) or reduce(x, **kw)
-    start, stop, weight_SD, _ = share(rank, 2, padding=0)
+    start, _, weight_SD, _ = share(rank, 2, padding=0)
     hidden_ND, target_N = problem()[0].bfloat16().requires_grad_(), problem()[3]
     found = linear_logprob(
-        hidden_ND, weight_SD.bfloat16(), target_N, vocab_start=start, group=group, entropy=True, argmax=True
+        hidden_ND,
+        weight_SD.bfloat16(),
+        target_N,
+        vocab_start=start,
+        group=group,
+        entropy=True,
+        argmax=True,
     )
     forward = list(seen)
     found.logp.sum().backward()
@@ -195,9 +220,17 @@ def test_every_rank_has_the_same_bits(answers):
 def test_shares_that_make_no_vocabulary_are_refused_on_every_rank(answers):
     assert answers[0]["refusals"] == answers[1]["refusals"]
     told = answers[0]["refusals"]
-    assert "vocab_start = 101 of rank 1 in the group, but the ids before it end at 100" in told["gap"]
-    assert "vocab_start = 99 of rank 1 in the group, but the ids before it end at 100" in told["overlap"]
-    assert "vocab_start = 1 of rank 0 in the group, but the ids before it end at 0" in told["late start"]
+    assert (
+        "vocab_start = 101 of rank 1 in the group, but the ids before it end at 100" in told["gap"]
+    )
+    assert (
+        "vocab_start = 99 of rank 1 in the group, but the ids before it end at 100"
+        in told["overlap"]
+    )
+    assert (
+        "vocab_start = 1 of rank 0 in the group, but the ids before it end at 0"
+        in told["late start"]
+    )
     assert "target[2] = 300 is outside [0, 300)" in told["stray"]
     assert "row 0 has no distribution" in told["empty row"]
 
@@ -217,7 +250,9 @@ def test_what_needs_the_whole_vocabulary_says_so():
         with pytest.raises(ValueError, match="'reference' holds the whole vocabulary"):
             linear_logprob(hidden_ND, weight_VD, target_N, group=group, impl="reference")
         with pytest.raises(ValueError, match="'chunked' needs the whole vocabulary on one rank"):
-            linear_policy_loss(hidden_ND, weight_VD, target_N, *policy_terms(), group=group, impl="chunked")
+            linear_policy_loss(
+                hidden_ND, weight_VD, target_N, *policy_terms(), group=group, impl="chunked"
+            )
         alone = linear_logprob(hidden_ND, weight_VD, target_N, group=group).logp
         assert torch.equal(alone, linear_logprob(hidden_ND, weight_VD, target_N, impl="slabs").logp)
     finally:
