@@ -111,17 +111,9 @@ def scan_kernel(
             inside_M = row_M < N
             scale_M = tl.load(scale_ptr + row_M, mask=inside_M, other=1.0)
             score, _ = _scores(
-                acc,
-                bias_ptr,
-                keep_ptr,
-                scale_M[:, None],
-                column_V,
-                V,
-                softcap,
-                BIAS,
-                SOFTCAP,
+                acc, bias_ptr, keep_ptr, scale_M[:, None], column_V, V, softcap, BIAS, SOFTCAP,
                 BANNED,
-            )
+            )  # fmt: skip
             if v == tiles_v - 1:
                 score = tl.where(column_V[None, :] < V, score, float("-inf"))
             target_M = tl.load(target_ptr + row_M, mask=inside_M, other=-1).to(tl.int32)
@@ -132,18 +124,9 @@ def scan_kernel(
                 tl.store(index_ptr + v.to(tl.int64) * N + row_M, count_M, mask=inside_M)
             else:
                 _store_partial(
-                    score,
-                    row_M,
-                    column_V,
-                    target_M,
-                    v,
-                    N,
-                    partial_ptr,
-                    index_ptr,
-                    ENTROPY,
-                    ARGMAX,
+                    score, row_M, column_V, target_M, v, N, partial_ptr, index_ptr, ENTROPY, ARGMAX,
                     BN,
-                )
+                )  # fmt: skip
             acc = tl.zeros((BM, BN), dtype=tl.float32)
 
 
@@ -230,15 +213,9 @@ def combine_kernel(
 
 @triton.jit
 def _pull(
-    score,
-    bent,
-    max_R1,
-    log2_sum_R1,
-    softmax_factor_R1,
-    entropy_factor_R1,
-    entropy_R1,
-    ENTROPY: tl.constexpr,
-):
+    score, bent, max_R1, log2_sum_R1, softmax_factor_R1, entropy_factor_R1, entropy_R1, ENTROPY:
+    tl.constexpr,
+):  # fmt: skip
     """p (g_lse - g_logp - g_H (log p + H)): the gradient of a row's scores, but for the target's own term."""
     log2_p = score - max_R1 - log2_sum_R1
     factor = softmax_factor_R1

@@ -108,17 +108,10 @@ def pull_rows_kernel(
 
 @triton.jit
 def _coefficient(
-    logp,
-    behaviour_logp,
-    advantage,
-    weight,
-    log_low,
-    log_high,
-    tv_delta,
-    log_cap,
+    logp, behaviour_logp, advantage, weight, log_low, log_high, tv_delta, log_cap,
     TRUST: tl.constexpr,
-):
-    """weight M min(ratio, cap) advantage, as in `objective.coefficient`. TRUST: its place in `TRUST_REGIONS`."""
+):  # fmt: skip
+    """weight M min(ratio, cap) advantage, as in `objective.coefficients`. TRUST: its place in `TRUST_REGIONS`."""
     log_ratio = logp - behaviour_logp
     away = ((advantage > 0) & (log_ratio > 0)) | ((advantage < 0) & (log_ratio < 0))
     masked = log_ratio != log_ratio
