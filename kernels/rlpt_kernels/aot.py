@@ -1,8 +1,7 @@
 """Proof without a GPU: every shipped launch is compiled ahead of time, and what the compiler made of it is read.
 
-In: the launch code itself, run on small CPU tensors with the kernels' launches recorded, so that types, alignments, tiles
-and warps are those of a real launch and nothing is restated here. Out: a `Record` per launch and `problems` in words. The
-rule: a launch is measured at sizes that are multiples of 16 and at sizes that are not, and the worse of the two counts.
+In: the launches of `shipped`. Out: a `Record` of each, and `problems` in words. The rule: a launch is compiled at sizes
+that are multiples of 16 and at sizes that are not, and the worse of the two counts.
 
     python -m rlpt_kernels.aot [--json] [--chip sm_90 ..] [--only 'sm_90 scan * bf16 aligned' ..]
 """
@@ -13,173 +12,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import torch
-
-from rlpt_kernels import fused
-from rlpt_kernels.head import Head, Needs, Problem, Wanted
 from rlpt_kernels.launch import interpreted
-from rlpt_kernels.objective import Ratio
-from rlpt_kernels.rows import Terms, TritonRows
-from rlpt_kernels.softmax import BASE_2, Pull
-
-# ---- what is compiled ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chip:
-    """What one kind of GPU gives a program."""
-
-    capability: int
-    shared_bytes: int
-    """Shared memory of a block."""
-    tensor_core: str
-    """The instruction that its tensor cores are fed with."""
-    registers: int = 255
-    """Of a thread."""
-    tensor_columns: int = 512
-    """Tensor memory of a multiprocessor."""
-
-
-CHIPS = {
-    "sm_80": Chip(80, 163 * 1024, "mma.sync"),
-    "sm_90": Chip(90, 227 * 1024, "wgmma.mma_async"),
-    "sm_100": Chip(100, 227 * 1024, "tcgen05.mma"),
-    # Compiled when named: the same generations with less shared memory.
-    "sm_89": Chip(89, 99 * 1024, "mma.sync"),
-    "sm_120": Chip(120, 99 * 1024, "mma.sync"),
-}
-SHIPPED = ("sm_80", "sm_90", "sm_100")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-EVERYTHING = "everything"
-"""Bias, softcap, banned ids, entropy and argmax at once."""
-KERNELS = {
-    "scan": ("plain", "entropy+argmax", EVERYTHING),
-    "count": ("plain", EVERYTHING),
-    "pull": ("plain", "entropy", EVERYTHING),
-    "combine": ("plain", "entropy+argmax"),
-    "scan_rows": ("plain", "entropy", EVERYTHING),
-    "pull_rows": ("plain", "entropy", EVERYTHING),
-    "policy_rows": ("plain", "entropy", EVERYTHING),
-}
-TILED = ("scan", "count", "pull")
-"""Those with a matmul in their main loop."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One launch, by the names of its parts."""
-
-    chip: str
-    kernel: str
-    features: str
-    dtype: str
-    layout: str
-    """aligned: the operands' rows are multiples of 16 bytes. odd: they are not, so bulk copies are out."""
-
-    @property
-    def name(self) -> str:
-        """What `--only` is matched against."""
-        return " ".join((self.chip, self.kernel, self.features, self.dtype, self.layout))
-
-    @property
-    def sizes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Rows, ids and width: multiples of 16, and none."""
-        if self.layout == "odd":
-            return (32, 512, 65), (33, 777, 65)
-        # Pointers are loaded asynchronously only where the compiler knows that a row is a multiple of 16 elements.
-        ragged = 72 if CHIPS[self.chip].capability >= 90 else 64
-        return (32, 512, 64), (33, 777, ragged)
-
-
-def cases(chips: tuple[str, ...] = SHIPPED) -> Iterator[Case]:
-    """Every shipped configuration of every kernel."""
-    for chip in chips:
-        for kernel, features in KERNELS.items():
-            for dtype in DTYPES if kernel in TILED else ("bf16", "fp16"):
-                for layout in ("aligned", "odd") if kernel in TILED else ("aligned",):
-                    yield from (Case(chip, kernel, feature, dtype, layout) for feature in features)
-
-
-# ---- the launches, recorded ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What a kernel would have been called with."""
-
-    kernel: Any
-    args: tuple[Any, ...]
-    settings: dict[str, Any]
-
-
-def launch(case: Case, sizes: tuple[int, int, int]) -> Launch:
-    """What the launch code hands to the case's kernel on its chip."""
-    wanted = "scan_kernel" if case.kernel == "count" else f"{case.kernel}_kernel"
-    with _recording(CHIPS[case.chip].capability) as launches:
-        _operate(case, _problem(case, *sizes))
-    return next(found for found in launches if found.kernel.__name__ == wanted)
-
-
-@contextmanager
-def _recording(capability: int) -> Iterator[list[Launch]]:
-    """CPU tensors play the part of a chip's own, and kernels are noted instead of launched."""
-    from triton.runtime.jit import JITFunction
-
-    launches: list[Launch] = []
-
-    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **settings: Any) -> None:
-        launches.append(Launch(kernel, args, settings))
-
-    with (
-        patch.object(JITFunction, "run", record),
-        patch.object(fused, "capability", lambda device: capability),
-        patch.object(Problem, "operand_dtype", property(lambda self: self.hidden_ND.dtype)),
-    ):
-        yield launches
-
-
-def _problem(case: Case, rows: int, vocab: int, width: int) -> Problem:
-    hidden_ND = torch.zeros(rows, width, dtype=DTYPES[case.dtype])
-    weight_VD = torch.zeros(vocab, width, dtype=DTYPES[case.dtype])
-    # A caller's own slice of targets may start anywhere.
-    target_N = torch.zeros(rows + 1, dtype=torch.long)[rows % 2 :][:rows]
-    if case.features != EVERYTHING:
-        return Problem(hidden_ND, weight_VD, None, target_N, Head())
-    head = Head(softcap=30.0, banned=(1,))
-    return Problem(hidden_ND, weight_VD, torch.zeros(vocab), target_N, head)
-
-
-def _operate(case: Case, problem: Problem) -> None:
-    """The call that launches the case's kernel."""
-    rows, vocab = len(problem.target_N), len(problem.weight_VD)
-    zero_N, raw_NV = torch.zeros(rows), torch.zeros(rows, vocab)
-    entropy = case.features != "plain"
-    wanted = Wanted(entropy=entropy, argmax=entropy)
-    pull = Pull(
-        problem.target_N, zero_N, zero_N + 1, zero_N, zero_N,
-        zero_N if entropy else None, zero_N if entropy else None, BASE_2,
-    )  # fmt: skip
-    terms = Terms(zero_N, zero_N, zero_N, Ratio("tv" if case.features == EVERYTHING else "clip"))
-    {
-        "scan": lambda: fused.Fused().scan(problem, wanted),
-        "combine": lambda: fused.Fused().scan(problem, wanted),
-        "count": lambda: fused.Fused().count(problem, zero_N),
-        "pull": lambda: fused.Fused().pull(problem, pull, Needs(False, False, False)),
-        "scan_rows": lambda: TritonRows().scan(raw_NV, problem, wanted),
-        "pull_rows": lambda: TritonRows().pull(raw_NV, problem, pull),
-        "policy_rows": lambda: TritonRows().policy(raw_NV, problem, terms, entropy),
-    }[case.kernel]()
-
-
-# ---- compiled, and read --------------------------------------------------------------------------
+from rlpt_kernels.shipped import CHIPS, SHIPPED, TILED, Case, Chip, Launch, cases, launch
 
 
 @dataclass(frozen=True)
@@ -289,8 +128,8 @@ def _cuobjdump() -> Path:
 def schedule(ttgir: str) -> tuple[int, int, int]:
     """(bulk copies, steps loaded ahead, matmuls pending at the loads) of a kernel's first loop.
 
-    A step's loads are the copies between the top of the loop and its first branch, the epilogue; as many times as they stand
-    before the loop, so many steps does it run ahead. A loop that copies what it then waits for has none before it.
+    A step's loads are the copies between the top of the loop and its first branch, the epilogue; as many times as they
+    stand before the loop, so many steps does it run ahead. A loop that copies what it then waits for has none there.
     """
     copy = r"async_(?:tma_)?copy_global_to_local"
     before, _, loop = ttgir.partition("scf.for")
@@ -299,9 +138,6 @@ def schedule(ttgir: str) -> tuple[int, int, int]:
     each = len(re.findall(copy, step))
     ahead = len(re.findall(copy, before)) // each if each else 0
     return ttgir.count("async_tma_copy_global_to_local"), ahead, min(map(int, waits), default=0)
-
-
-# ---- judged --------------------------------------------------------------------------------------
 
 
 def problems(record: Record) -> list[str]:
@@ -344,41 +180,31 @@ def table(records: list[Record]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when nothing is wrong, 1 otherwise."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rlpt_kernels.aot", description=__doc__.split("\n")[0]
-    )  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser("python -m rlpt_kernels.aot")
     parser.add_argument("--chip", nargs="+", choices=CHIPS, default=SHIPPED)
     parser.add_argument(
-        "--only",
-        nargs="+",
-        metavar="PATTERN",
-        default=["*"],
-        help="chip kernel features dtype layout",
+        "--only", nargs="+", metavar="'CHIP KERNEL FEATURES DTYPE LAYOUT'", default="*"
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if interpreted():
         raise SystemExit(
-            "aot: TRITON_INTERPRET is set, so there is nothing to compile; unset it and run again"
+            "aot: TRITON_INTERPRET is set: nothing is compiled; unset it and run again"
         )
-    chosen = [
-        x for x in cases(tuple(options.chip)) if any(fnmatch(x.name, p) for p in options.only)
-    ]
-    records = [measured(case) for case in chosen]
-    wrong = {
-        case.name: found
-        for case, record in zip(chosen, records, strict=True)
-        if (found := problems(record))
-    }
+    chosen = [x for x in cases(options.chip) if any(fnmatch(x.name, y) for y in options.only)]
+    if not chosen:
+        raise SystemExit(
+            f"aot: no launch is called {options.only}; see the first columns without --only"
+        )
+    records = {case.name: measured(case) for case in chosen}
+    wrong = {name: found for name, record in records.items() if (found := problems(record))}
     if options.json:
-        print(json.dumps({"records": [asdict(x) for x in records], "problems": wrong}, indent=1))
+        found = {"records": [asdict(x) for x in records.values()], "problems": wrong}
+        print(json.dumps(found, indent=1))
     else:
-        print(table(records))
-        print(
-            "\n".join(f"{name}: {'; '.join(found)}" for name, found in wrong.items())
-            or "no problems"
-        )
-    return 1 if wrong or not records else 0
+        print(table(list(records.values())))
+        print(*(f"{name}: {'; '.join(found)}" for name, found in wrong.items()), sep="\n")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ _WIDE = Tile(128, 256, 64, 8, 4)
 _WIDE_SHALLOW = Tile(128, 256, 64, 8, 3)
 _SQUARE = Tile(128, 128, 64, 8, 3)
 _SQUARE_DEEP = Tile(128, 128, 64, 8, 4)
-_NARROW_DEEP = Tile(128, 64, 64, 8, 4)
+_NARROW = Tile(128, 64, 64, 8, 4)
+"""For operands without bulk copies too: one pointer per element leaves few registers."""
 _FLOAT32 = Tile(128, 64, 16, 8, 3)
 """float32 operands have no tensor core that multiplies them exactly: correct, and slow."""
 
@@ -36,19 +37,16 @@ def tile(capability: int, kernel: Kernel, *, half: bool, tma: bool, bent: bool) 
     """The tile of ``capability`` (80, 90, 100, ..). ``bent``: the head has a bias or a softcap."""
     if not half:
         return _FLOAT32
-    if capability < 90:
+    # From 120 on, chips have the shared memory and the matmul of before 90 again.
+    if not 90 <= capability < 120:
         return _SQUARE
-    if capability < 100:
-        return _hopper(kernel, tma, bent)
+    if not tma:
+        return _NARROW
+    if capability >= 100:
+        return _NARROW if bent else _SQUARE_DEEP
     if kernel == "scan":
-        return _SQUARE_DEEP
-    return _NARROW_DEEP if bent else _SQUARE_DEEP
-
-
-def _hopper(kernel: Kernel, tma: bool, bent: bool) -> Tile:
-    if kernel == "scan":
-        return _WIDE if tma else _WIDE_SHALLOW
-    return _WIDE_SHALLOW if tma and not bent else _SQUARE
+        return _WIDE
+    return _SQUARE if bent else _WIDE_SHALLOW
 
 
 def group(width: int) -> int:

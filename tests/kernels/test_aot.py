@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from rlpt_kernels import aot
+from rlpt_kernels.shipped import CHIPS, KERNELS, SHIPPED, TILED
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="triton compiles on linux only")
 
-KERNELS = Path(__file__).parents[2] / "kernels"
+FOLDER = Path(__file__).parents[2] / "kernels"
 QUICK = (
     "sm_90 scan plain bf16 aligned",
     "sm_90 scan everything bf16 aligned",
@@ -32,7 +33,7 @@ GOOD = aot.Record(
 def python(cache, *arguments):
     """Another process: this one interprets its kernels, and what is interpreted cannot be compiled."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(KERNELS), "TRITON_CACHE_DIR": str(cache)}
+    environment |= {"PYTHONPATH": str(FOLDER), "TRITON_CACHE_DIR": str(cache)}
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
@@ -48,11 +49,11 @@ def compiled(cache, *arguments):
 def assert_sound(records):
     """By number, beside `problems`: what is claimed of every shipped configuration."""
     for record in records:
-        chip = aot.CHIPS[record.chip]
+        chip = CHIPS[record.chip]
         assert record.spill_bytes == 0, record
         assert record.registers <= 255, record
         assert record.shared_bytes <= chip.shared_bytes, record
-        if record.kernel in aot.TILED and record.layout == "aligned":
+        if record.kernel in TILED and record.layout == "aligned":
             assert record.ahead >= 2, record
             assert record.tma == (record.tma_copies >= 2) == (chip.capability >= 90), record
 
@@ -68,11 +69,11 @@ def test_shipped_kernels_do_not_spill_and_load_ahead(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("chip", aot.SHIPPED)
+@pytest.mark.parametrize("chip", SHIPPED)
 def test_every_shipped_configuration_compiles_without_a_problem(chip, tmp_path):
     records, wrong = compiled(tmp_path, "--chip", chip)
     assert not wrong
-    assert {record.kernel for record in records} == set(aot.KERNELS)
+    assert {record.kernel for record in records} == set(KERNELS)
     assert_sound(records)
 
 
@@ -103,7 +104,7 @@ def test_a_tile_that_spills_and_a_loop_without_stages_are_reported(tmp_path):
         case = aot.Case("sm_90", "scan", "plain", "bf16", "aligned")
         for warps, stages in ((4, 3), (8, 1)):
             tiles.tile = lambda *_, **__: tiles.Tile(128, 256, 64, warps, stages)
-            print(aot.problems(aot.measured(case)))
+            print(aot.problems(aot._read(case, aot.launch(case, case.sizes[0]))))
     """
     spilling, unstaged = python(tmp_path, "-c", script).stdout.splitlines()
     assert "registers spill" in spilling
@@ -122,5 +123,5 @@ def test_loads_that_are_waited_for_in_their_own_step_do_not_count_as_ahead():
 
 def test_interpreted_kernels_are_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(aot, "interpreted", lambda: True)
-    with pytest.raises(SystemExit, match="TRITON_INTERPRET is set.*unset it"):
+    with pytest.raises(SystemExit, match=r"TRITON_INTERPRET is set.*unset it"):
         aot.main([])
