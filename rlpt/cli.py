@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from rlpt.console import show_log
 from rlpt.exits import MistakeError, guarded, is_main_rank
 from rlpt.summary import Summary, proving_text, text
 
@@ -274,6 +275,7 @@ def prove(seeds: list[int], report_only: bool, overrides: Sequence[str], as_json
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: see `rlpt.exits` for the codes."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    show_log("rlpt_kernels", is_main_rank())
     sys.exit(guarded(lambda: _invoke(words), as_json="--json" in words))
 
 

@@ -1,5 +1,6 @@
 """Progress on stderr: a bar in a terminal, a line now and then in a log file, nothing on ranks other than 0."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -60,3 +61,16 @@ def say(text: str, show: bool = True) -> None:
     """One line on stderr."""
     if show:
         print(text, file=sys.stderr, flush=True)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show_log(name: str, show: bool) -> None:
+    """From now on a library's notes are lines like our own: what it chose by itself is seen."""
+    log = logging.getLogger(name)
+    if show and not any(isinstance(handler, _Lines) for handler in log.handlers):
+        log.addHandler(_Lines())
+        log.setLevel(logging.INFO)

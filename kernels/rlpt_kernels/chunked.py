@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlpt_kernels.head import Gradients, Needs, Problem, Wanted, scores
 from rlpt_kernels.launch import why_not
-from rlpt_kernels.matmul import product
+from rlpt_kernels.matmul import add_product, product
 from rlpt_kernels.rows import Rows, Scored, Terms, TorchRows, TritonRows
 from rlpt_kernels.softmax import Pull, Softmax, concatenated
 
@@ -73,6 +73,8 @@ class Chunked:
             scored, d_raw_NV = rows.policy(_raw(chunk), chunk, terms.of_rows(where), entropy)
             sums.add(where, chunk, d_raw_NV)
             parts.append(scored)
+            # Not to be alive beside the next one.
+            del d_raw_NV
         empty_0 = problem.hidden_ND.new_empty(0, dtype=problem.dtype)
         parts = parts or [Scored(empty_0, empty_0, empty_0 if entropy else None)]
         entropies = [part.entropy_N for part in parts if part.entropy_N is not None]
@@ -98,7 +100,7 @@ class _Sums:
         if found.hidden_ND is not None:
             found.hidden_ND[where] = product(d_raw_NV, chunk.weight_VD, dtype)
         if found.weight_VD is not None:
-            found.weight_VD += product(d_raw_NV.T, chunk.hidden_ND, dtype)
+            add_product(found.weight_VD, d_raw_NV.T, chunk.hidden_ND)
         if found.bias_V is not None:
             found.bias_V += d_raw_NV.sum(dim=0, dtype=dtype)
 

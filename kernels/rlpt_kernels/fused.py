@@ -26,7 +26,7 @@ from rlpt_kernels.launch import (
     launching,
     programs,
 )
-from rlpt_kernels.matmul import product
+from rlpt_kernels.matmul import add_product, product
 from rlpt_kernels.softmax import BASE_2, Pull, Softmax, concatenated
 from rlpt_kernels.tiles import Tile
 
@@ -70,7 +70,7 @@ class Fused:
             slab = _slab(problem, ids)
             d_raw_NS = _pull(slab, pull, start, buffer_NS)
             if found.hidden_ND is not None:
-                found.hidden_ND += product(d_raw_NS, slab.weight_VD, problem.dtype)
+                add_product(found.hidden_ND, d_raw_NS, slab.weight_VD)
             if found.weight_VD is not None:
                 found.weight_VD[ids] = product(d_raw_NS.T, slab.hidden_ND, problem.dtype)
             if found.bias_V is not None:

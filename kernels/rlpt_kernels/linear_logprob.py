@@ -67,9 +67,8 @@ def linear_logprob(
     )
     check_implementation(chosen, hidden_MD, weight_VD, group is not None)
     if chosen == "reference":
-        return _reference(
-            hidden_MD, weight_VD, bias, target_N, rows, stop, ignore_index, head, wanted
-        )
+        eager = torch.compiler.disable(_reference)
+        return eager(hidden_MD, weight_VD, bias, target_N, rows, stop, ignore_index, head, wanted)
     per_row = temperature if isinstance(temperature, Tensor) else None
     found = linear_logprob_op(
         hidden_MD, weight_VD, bias, target_N, rows, per_row, 1.0 if per_row is not None else temperature,
@@ -126,7 +125,6 @@ def check_implementation(name: str, hidden_MD: Tensor, weight_VD: Tensor, groupe
             raise ValueError(f"impl = 'triton': {reason}")
 
 
-@torch.compiler.disable
 def _reference(
     hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_N: Tensor, rows: Tensor | None,
     stop: int, ignore_index: int, head: Head, wanted: Wanted,

@@ -35,8 +35,25 @@ def product(
     return a_NK.to(dtype) @ b_KS.to(dtype)
 
 
+def add_product(
+    out_NS: Float[Tensor, "N S"], a_NK: Float[Tensor, "N K"], b_KS: Float[Tensor, "K S"]
+) -> None:
+    """out += a @ b, inside the product where the dtypes allow it: no second matrix, no second pass."""
+    if a_NK.dtype == b_KS.dtype == out_NS.dtype:
+        out_NS.addmm_(a_NK, b_KS)
+    else:
+        out_NS += product(a_NK, b_KS, out_NS.dtype)
+
+
 def rounded_product(
     a_NK: Float[Tensor, "N K"], b_KS: Float[Tensor, "K S"], dtype: torch.dtype
 ) -> Float[Tensor, "N S"]:
     """a @ b of bfloat16 operands, rounded to bfloat16 before it is returned in ``dtype``: fast and inexact."""
     return (a_NK.bfloat16() @ b_KS.bfloat16()).to(dtype)
+
+
+def add_rounded_product(
+    out_NS: Float[Tensor, "N S"], a_NK: Float[Tensor, "N K"], b_KS: Float[Tensor, "K S"]
+) -> None:
+    """out += a @ b of bfloat16 operands: the product is rounded, the sum is not."""
+    out_NS += a_NK.bfloat16() @ b_KS.bfloat16()

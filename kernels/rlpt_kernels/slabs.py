@@ -13,7 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlpt_kernels.head import Gradients, Needs, Problem, Wanted, scores, through_head
-from rlpt_kernels.matmul import product, rounded_product
+from rlpt_kernels.matmul import (
+    add_product,
+    add_rounded_product,
+    product,
+    rounded_product,
+)
 from rlpt_kernels.softmax import BASE_E, Pull, Softmax, concatenated
 
 SLAB = 2048
@@ -27,7 +32,8 @@ class Slabs:
     """See the module."""
 
     product: Callable[[Tensor, Tensor, torch.dtype], Tensor]
-    upcast: bool
+    add_product: Callable[[Tensor, Tensor, Tensor], None]
+    rounded: bool
 
     def unit(self, problem: Problem, wanted: Wanted) -> float:
         """Natural."""
@@ -56,35 +62,44 @@ class Slabs:
         """From the gradients of the outputs to those of the inputs."""
         blocks, found = self._blocks(problem), Gradients.zeros(problem, needs)
         for start, weight_SD, bias_S in self._slabs(problem):
-            slab = slice(start, start + len(weight_SD))
-            d_weight_SD = torch.zeros_like(weight_SD, dtype=problem.dtype)
+            slab, d_weight_SD = slice(start, start + len(weight_SD)), None
+            if found.weight_VD is not None:
+                d_weight_SD = found.weight_VD[slab].to(problem.dtype)
             for number, block in enumerate(blocks):
                 rows = slice(number * BLOCK, (number + 1) * BLOCK)
-                raw_NS, score_NS = self._scores(block, weight_SD, bias_S, start)
-                d_score_NS = pull.of_rows(rows).scores(score_NS, start)
-                d_raw_NS = through_head(d_score_NS, raw_NS, block.head).to(problem.operand_dtype)
+                d_raw_NS = self._gradient(block, pull.of_rows(rows), weight_SD, bias_S, start)
                 if found.hidden_ND is not None:
-                    found.hidden_ND[rows] += self.product(d_raw_NS, weight_SD, problem.dtype)
-                if found.weight_VD is not None:
-                    d_weight_SD += self.product(d_raw_NS.T, block.hidden_ND, problem.dtype)
+                    self.add_product(found.hidden_ND[rows], d_raw_NS, weight_SD)
+                if d_weight_SD is not None:
+                    self.add_product(d_weight_SD, d_raw_NS.T, block.hidden_ND)
                 if found.bias_V is not None:
                     found.bias_V[slab] += d_raw_NS.sum(dim=0, dtype=problem.dtype)
-            if found.weight_VD is not None:
+                # Not to be alive beside the next one.
+                del d_raw_NS
+            if found.weight_VD is not None and d_weight_SD is not None:
                 found.weight_VD[slab] = d_weight_SD
         return found
 
+    def _gradient(
+        self, block: Problem, pull: Pull, weight_SD: Tensor, bias_S: Tensor | None, start: int
+    ) -> Float[Tensor, "N S"]:
+        """Of one block's logits over one slab, ready to be multiplied."""
+        raw_NS, score_NS = self._scores(block, weight_SD, bias_S, start)
+        d_raw_NS = through_head(pull.scores(score_NS, start), raw_NS, block.head)
+        return d_raw_NS.to(self._operand_dtype(block))
+
+    def _operand_dtype(self, problem: Problem) -> torch.dtype:
+        return torch.bfloat16 if self.rounded else problem.operand_dtype
+
     def _blocks(self, problem: Problem) -> list[Problem]:
-        dtype = problem.operand_dtype if self.upcast else problem.hidden_ND.dtype
-        wide = replace(problem, hidden_ND=problem.hidden_ND.to(dtype))
+        ready = replace(problem, hidden_ND=problem.hidden_ND.to(self._operand_dtype(problem)))
         firsts = range(0, max(len(problem.target_N), 1), BLOCK)
-        return [wide.of_rows(slice(first, first + BLOCK)) for first in firsts]
+        return [ready.of_rows(slice(first, first + BLOCK)) for first in firsts]
 
     def _slabs(self, problem: Problem) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """(start, weight, bias) of one slab after another."""
         for start in range(0, len(problem.weight_VD), SLAB):
-            weight_SD = problem.weight_VD[start : start + SLAB]
-            if self.upcast:
-                weight_SD = weight_SD.to(problem.operand_dtype)
+            weight_SD = problem.weight_VD[start : start + SLAB].to(self._operand_dtype(problem))
             bias_V = problem.bias_V
             yield start, weight_SD, None if bias_V is None else bias_V[start : start + SLAB]
 
@@ -98,5 +113,5 @@ class Slabs:
         return raw_NS, scores(raw_NS, block.head, start)
 
 
-SLABS = Slabs(product, upcast=True)
-SLABS_BF16 = Slabs(rounded_product, upcast=False)
+SLABS = Slabs(product, add_product, rounded=False)
+SLABS_BF16 = Slabs(rounded_product, add_rounded_product, rounded=True)

@@ -213,8 +213,8 @@ def combine_kernel(
 
 @triton.jit
 def _pull(
-    score, bent, max_R1, log2_sum_R1, softmax_factor_R1, entropy_factor_R1, entropy_R1, ENTROPY:
-    tl.constexpr,
+    score, bent, max_R1, log2_sum_R1, softmax_factor_R1, entropy_factor_R1, entropy_R1,
+    ENTROPY: tl.constexpr,
 ):  # fmt: skip
     """p (g_lse - g_logp - g_H (log p + H)): the gradient of a row's scores, but for the target's own term."""
     log2_p = score - max_R1 - log2_sum_R1

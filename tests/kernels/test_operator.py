@@ -147,7 +147,8 @@ def test_widths_that_no_descriptor_can_describe_take_pointers(
     assert_matches(found, exact(hidden_ND, weight_VD, target_N))
     monkeypatch.setattr(fused, "tma", lambda problem: False)
     by_pointer = linear_logprob(hidden_ND, weight_VD, target_N, entropy=True, impl="triton")
-    assert torch.equal(by_pointer.logp, found.logp)
+    # Not the same tile, so not the same bits.
+    assert torch.allclose(by_pointer.logp, found.logp, atol=1e-5)
     leaves = [hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()]
     pointers = torch.autograd.grad(
         linear_logprob(*leaves, target_N, impl="triton").logp.sum(), leaves
