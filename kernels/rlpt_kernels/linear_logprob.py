@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -67,7 +67,7 @@ def linear_logprob(
     )
     check_implementation(chosen, hidden_MD, weight_VD, group is not None)
     if chosen == "reference":
-        eager = torch.compiler.disable(_reference)
+        eager: Any = torch.compiler.disable(_reference)
         return eager(hidden_MD, weight_VD, bias, target_N, rows, stop, ignore_index, head, wanted)
     per_row = temperature if isinstance(temperature, Tensor) else None
     found = linear_logprob_op(
