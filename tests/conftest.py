@@ -20,6 +20,7 @@ checker = types.ModuleType("rlpt_checker")
 checker.__dict__["checked"] = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[checker.__name__] = checker
 
+
 class _DeviceCode:
     """Modules of device code are imported as they are: Triton reads their source, and there is no call to check."""
 

@@ -3,7 +3,7 @@
 In: the launches of `shipped`. Out: a `Record` of each, and `problems` in words. The rule: a launch is compiled at sizes
 that are multiples of 16 and at sizes that are not, and the worse of the two counts.
 
-    python -m rlpt_kernels.aot [--json] [--chip sm_90 ..] [--only 'sm_90 scan * bf16 aligned' ..]
+    python -m rlpt_kernels.aot [--json] [--chip sm_90 ..] [--only 'sm_90 scan * bf16' ..]
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpt_kernels.launch import interpreted
-from rlpt_kernels.shipped import CHIPS, SHIPPED, TILED, Case, Chip, Launch, cases, launch
+from rlpt_kernels.shipped import CHIPS, SHIPPED, SIZES, TILED, Case, Chip, Launch, cases, launch
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Record:
     kernel: str
     features: str
     dtype: str
-    layout: str
     tile: str
     """Rows x ids x width of a step of the main loop; of a row kernel, its block."""
     warps: int
@@ -61,7 +60,7 @@ class Record:
 
 def measured(case: Case) -> Record:
     """The case compiled at both sizes: the worse of each number."""
-    records = [_read(case, launch(case, sizes)) for sizes in case.sizes]
+    records = [_read(case, launch(case, sizes)) for sizes in SIZES]
     least = ("tma", "tma_copies", "ahead", "pendings", "tensor_core")
     values = {
         field.name: (min if field.name in least else max)(getattr(x, field.name) for x in records)
@@ -157,13 +156,13 @@ def problems(record: Record) -> list[str]:
 def _tile_problems(record: Record, chip: Chip) -> list[str]:
     if record.kernel not in TILED:
         return []
-    half, bulk = record.dtype != "fp32", record.layout == "aligned" and chip.capability >= 90
+    half, bulk = record.dtype != "fp32", chip.capability >= 90
     unit, wgmma = chip.tensor_core, chip.tensor_core.startswith("wgmma")
     checks = {
         "loads are not bulk copies (TMA)": bulk and not (record.tma and record.tma_copies),
-        "loads are not issued ahead of the matmul": record.layout == "aligned" and not record.pipelined,
+        "loads are not issued ahead of the matmul": not record.pipelined,
         f"the matmul is {record.tensor_core or 'scalar'}, not {unit}": half and not record.tensor_core.startswith(unit),
-        "no matmul runs while loads are issued": half and wgmma and record.layout == "aligned" and not record.pendings,
+        "no matmul runs while loads are issued": half and wgmma and not record.pendings,
     }  # fmt: skip
     return [words for words, wrong in checks.items() if wrong]
 
@@ -182,9 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
     """0 when nothing is wrong, 1 otherwise."""
     parser = argparse.ArgumentParser("python -m rlpt_kernels.aot")
     parser.add_argument("--chip", nargs="+", choices=CHIPS, default=SHIPPED)
-    parser.add_argument(
-        "--only", nargs="+", metavar="'CHIP KERNEL FEATURES DTYPE LAYOUT'", default="*"
-    )
+    parser.add_argument("--only", nargs="+", metavar="'CHIP KERNEL FEATURES DTYPE'", default="*")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if interpreted():

@@ -19,14 +19,15 @@ from torch import Tensor
 from rlpt_kernels import tiles
 from rlpt_kernels.head import Gradients, Needs, Problem, Wanted
 from rlpt_kernels.launch import (
+    banned_pointers,
     bias_pointer,
     capability,
     interpreted,
-    keep_pointer,
     launching,
     programs,
 )
 from rlpt_kernels.matmul import add_product, product
+from rlpt_kernels.notes import once
 from rlpt_kernels.softmax import BASE_2, Pull, Softmax, concatenated
 from rlpt_kernels.tiles import Tile
 
@@ -59,7 +60,7 @@ class Fused:
 
     def pull(self, problem: Problem, pull: Pull, needs: Needs) -> Gradients:
         """From the gradients of the outputs to those of the inputs."""
-        found, problem = Gradients.zeros(problem, needs), _laid_out(problem)
+        found, ready = Gradients.zeros(problem, needs), _laid_out(problem)
         if not len(problem.target_N):
             return found
         width = min(SLAB, -(-len(problem.weight_VD) // 128) * 128)
@@ -67,27 +68,37 @@ class Fused:
         buffer_NS = problem.hidden_ND.new_empty(size, dtype=problem.operand_dtype)
         for start in range(0, len(problem.weight_VD), width):
             ids = slice(start, start + width)
-            slab = _slab(problem, ids)
-            d_raw_NS = _pull(slab, pull, start, buffer_NS)
+            d_raw_NS = _pull(_slab(ready, ids), pull, start, buffer_NS)
             if found.hidden_ND is not None:
-                add_product(found.hidden_ND, d_raw_NS, slab.weight_VD)
+                add_product(found.hidden_ND, d_raw_NS, problem.weight_VD[ids])
             if found.weight_VD is not None:
-                found.weight_VD[ids] = product(d_raw_NS.T, slab.hidden_ND, problem.dtype)
+                found.weight_VD[ids] = product(d_raw_NS.T, problem.hidden_ND, problem.dtype)
             if found.bias_V is not None:
                 found.bias_V[ids] = d_raw_NS.sum(dim=0, dtype=problem.dtype)
         return found
 
 
 def _laid_out(problem: Problem) -> Problem:
-    """Operands of one dtype whose rows are contiguous, which is all that both load paths need."""
+    """Operands of one dtype in rows of a multiple of 16 values that start at a multiple of 16 bytes.
+
+    That is what bulk and asynchronous copies need. The columns that are added are 0 and change no product.
+    """
     hidden_ND, weight_VD = problem.hidden_ND, problem.weight_VD
     if hidden_ND.dtype != weight_VD.dtype:
         hidden_ND, weight_VD = hidden_ND.to(problem.dtype), weight_VD.to(problem.dtype)
-    return replace(problem, hidden_ND=_by_rows(hidden_ND), weight_VD=_by_rows(weight_VD))
+    return replace(
+        problem, hidden_ND=_ready(hidden_ND, "hidden"), weight_VD=_ready(weight_VD, "weight")
+    )
 
 
-def _by_rows(matrix: Tensor) -> Tensor:
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+def _ready(matrix: Tensor, name: str) -> Tensor:
+    whole = matrix.shape[1] % 16 == 0 and matrix.stride(0) % 16 == 0 and matrix.stride(1) == 1
+    if whole and matrix.data_ptr() % 16 == 0:
+        return matrix
+    once(
+        f"triton: copies {name} at each call, whose rows of {matrix.shape[1]} values are not aligned to 16"
+    )
+    return torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % 16)).contiguous()
 
 
 def _slab(problem: Problem, ids: slice) -> Problem:
@@ -152,8 +163,9 @@ def _sweep(
     with launching(index.device):
         cast(Any, device_code.scan_kernel)[_grid(problem, tile)](
             hidden, weight, problem.hidden_ND.stride(0), problem.weight_VD.stride(0), problem.target_N,
-            problem.head.scale(problem.hidden_ND, BASE_2), bias_pointer(problem), keep_pointer(problem),
-            threshold_N, partial, index, *_sizes(problem), problem.head.softcap or 1.0,
+            problem.head.scale(problem.hidden_ND, BASE_2), bias_pointer(problem),
+            *banned_pointers(problem, tile.ids), threshold_N, partial, index, *_sizes(problem),
+            problem.head.softcap or 1.0, len(problem.head.banned),
             BANNED=bool(problem.head.banned), **features, **_settings(problem, tile),
         )  # fmt: skip
 
@@ -181,14 +193,8 @@ def _pull(slab: Problem, pull: Pull, start: int, buffer_NS: Tensor) -> Float[Ten
 
 
 def tma(problem: Problem) -> bool:
-    """Whether the chip and the layout allow bulk copies by descriptor; else tiles are loaded by pointer."""
-    operands = (problem.hidden_ND, problem.weight_VD)
-    return capability(problem.hidden_ND.device) >= 90 and all(map(_describable, operands))
-
-
-def _describable(matrix: Tensor) -> bool:
-    row_bytes = matrix.stride(0) * matrix.element_size()
-    return row_bytes % 16 == 0 and matrix.data_ptr() % 16 == 0 and matrix.numel() > 0
+    """Whether the chip copies tiles in bulk, by descriptor; else they are loaded by pointer."""
+    return capability(problem.hidden_ND.device) >= 90
 
 
 def _operands(problem: Problem, tile: Tile) -> tuple[Any, Any]:
@@ -208,7 +214,7 @@ def _descriptor(matrix: Tensor, rows: int, columns: int) -> Any:
 def _tile(problem: Problem, kernel: tiles.Kernel) -> Tile:
     bent = problem.bias_V is not None or problem.head.softcap is not None
     half, chip = problem.hidden_ND.dtype != torch.float32, capability(problem.hidden_ND.device)
-    return tiles.tile(chip, kernel, half=half, tma=tma(problem), bent=bent)
+    return tiles.tile(chip, kernel, half=half, bent=bent)
 
 
 def _grid(problem: Problem, tile: Tile) -> tuple[int]:

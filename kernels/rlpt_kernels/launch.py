@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
 from rlpt_kernels.head import Problem
@@ -72,3 +72,16 @@ def keep_pointer(problem: Problem) -> Int8[Tensor, " V"]:
     keep_V = problem.hidden_ND.new_ones(len(problem.weight_VD), dtype=torch.int8)
     columns = torch.tensor(problem.head.banned, device=keep_V.device)
     return keep_V.index_fill_(0, columns, 0)
+
+
+def banned_pointers(
+    problem: Problem, ids: int
+) -> tuple[Int32[Tensor, " B"], Int8[Tensor, " tiles"]]:
+    """The banned ids; and 1 for each tile of ``ids`` ids that holds one, and for the last. Empty without bans."""
+    like, banned, vocab = problem.hidden_ND, problem.head.banned, len(problem.weight_VD)
+    if not banned:
+        return like.new_empty(0, dtype=torch.int32), like.new_empty(0, dtype=torch.int8)
+    edge_T = like.new_zeros(-(-vocab // ids), dtype=torch.int8)
+    tiles = sorted({v // ids for v in (*banned, vocab - 1)})
+    edge_T = edge_T.index_fill_(0, torch.tensor(tiles, device=like.device), 1)
+    return torch.tensor(banned, dtype=torch.int32, device=like.device), edge_T

@@ -1,6 +1,5 @@
 """Log-probabilities straight from hidden states and the output embedding."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -12,6 +11,7 @@ from torch.distributed import ProcessGroup
 from rlpt_kernels.checks import check, check_shares, check_values
 from rlpt_kernels.head import Head, LogProb, Problem, Wanted
 from rlpt_kernels.launch import why_not
+from rlpt_kernels.notes import once
 from rlpt_kernels.ops import linear_logprob_op
 from rlpt_kernels.reference import linear_logprob_reference
 
@@ -19,8 +19,6 @@ Implementation = Literal["auto", "reference", "slabs", "slabs_bf16", "chunked", 
 
 FULL_LOGITS = 1 << 21
 """`auto` keeps full logits on a CPU up to this many of them (8 MiB in float32) and walks slabs above."""
-
-_log = logging.getLogger("rlpt_kernels")
 
 
 def linear_logprob(
@@ -91,19 +89,8 @@ def choose(
         chosen = "slabs"
     else:
         chosen = "reference"
-    announce("linear_logprob", chosen, f"{hidden_MD.dtype} on {hidden_MD.device.type}")
+    once(f"linear_logprob: auto takes {chosen} for {hidden_MD.dtype} on {hidden_MD.device.type}")
     return chosen
-
-
-_announced: set[tuple[str, str, str]] = set()
-
-
-@torch.compiler.assume_constant_result
-def announce(what: str, chosen: str, where: str) -> None:
-    """One log line for each choice that `auto` makes, not one for each call."""
-    if (what, chosen, where) not in _announced:
-        _announced.add((what, chosen, where))
-        _log.info("%s: auto takes %s for %s", what, chosen, where)
 
 
 def check_implementation(name: str, hidden_MD: Tensor, weight_VD: Tensor, grouped: bool) -> None:

@@ -13,7 +13,8 @@ from torch.distributed import ProcessGroup
 
 from rlpt_kernels.checks import check, check_shares, check_vector
 from rlpt_kernels.head import Head, LogProb, Needs
-from rlpt_kernels.linear_logprob import Implementation, announce, linear_logprob
+from rlpt_kernels.linear_logprob import Implementation, linear_logprob
+from rlpt_kernels.notes import once
 from rlpt_kernels.objective import TRUST_REGIONS, Ratio, TrustRegion
 from rlpt_kernels.policy_op import linear_policy_loss_op
 from rlpt_kernels.rows import Terms
@@ -102,7 +103,7 @@ def linear_policy_loss(
 def _one_pass(
     impl: Implementation, needs: Needs, group: ProcessGroup | None, hidden_MD: Tensor
 ) -> bool:
-    """Whether the forward leaves the gradients; announces what `auto` takes."""
+    """Whether the forward leaves the gradients; says what `auto` takes."""
     if impl == "chunked" and group is not None:
         raise ValueError(
             "impl = 'chunked' needs the whole vocabulary on one rank; with a group choose slabs or triton"
@@ -111,7 +112,7 @@ def _one_pass(
         return impl == "chunked"
     one_pass = any(needs) and group is None
     how = "one pass (chunked)" if one_pass else "recomputation"
-    announce("linear_policy_loss", how, f"{hidden_MD.dtype} on {hidden_MD.device.type}")
+    once(f"linear_policy_loss: auto takes {how} for {hidden_MD.dtype} on {hidden_MD.device.type}")
     return one_pass
 
 

@@ -1,7 +1,7 @@
 """Every shipped launch of every kernel, without a GPU: the launch code runs on small CPU tensors and is recorded.
 
-In: a `Case`, named by chip, kernel, features, dtype and layout. Out: the `Launch`, with the types, alignments, tiles
-and warps of a real one. The rule: nothing that the launch code decides is restated here.
+In: a `Case`, named by chip, kernel, features and dtype. Out: the `Launch`, with the types, alignments, tiles and
+warps of a real one. The rule: nothing that the launch code decides is restated here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,17 +44,20 @@ CHIPS = {
 }
 SHIPPED = ("sm_80", "sm_90", "sm_100")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-EVERYTHING = "everything"
-"""Bias, softcap, banned ids, entropy and argmax at once; "banned" is without bias and softcap."""
+EVERYTHING = "bias+softcap+banned+entropy+argmax"
 KERNELS = {
-    "scan": ("plain", "entropy+argmax", "banned", EVERYTHING),
-    "count": ("plain", EVERYTHING),
-    "pull": ("plain", "entropy", EVERYTHING),
+    "scan": (
+        "plain", "banned", "bias", "bias+banned", "softcap+banned", "entropy+argmax",
+        "banned+entropy+argmax", "bias+banned+entropy+argmax", EVERYTHING,
+    ),
+    "count": ("plain", "banned", "bias+banned", EVERYTHING),
+    "pull": ("plain", "entropy", "bias", "softcap+entropy", EVERYTHING),
     "combine": ("plain", "entropy+argmax"),
     "scan_rows": ("plain", "entropy", EVERYTHING),
     "pull_rows": ("plain", "entropy", EVERYTHING),
     "policy_rows": ("plain", "entropy", EVERYTHING),
-}
+}  # fmt: skip
+"""With which features; what spills is not always what does most."""
 TILED = ("scan", "count", "pull")
 """Those with a matmul in their main loop."""
 
@@ -67,22 +70,19 @@ class Case:
     kernel: str
     features: str
     dtype: str
-    layout: str
-    """aligned: the operands' rows are multiples of 16 bytes. odd: they are not, so bulk copies are out."""
 
     @property
     def name(self) -> str:
         """What `--only` is matched against."""
-        return " ".join((self.chip, self.kernel, self.features, self.dtype, self.layout))
+        return " ".join((self.chip, self.kernel, self.features, self.dtype))
 
-    @property
-    def sizes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """Rows, ids and width: multiples of 16, and none."""
-        if self.layout == "odd":
-            return (32, 512, 65), (33, 777, 65)
-        # Pointers are loaded asynchronously only where the compiler knows that a row is a multiple of 16 elements.
-        ragged = 72 if CHIPS[self.chip].capability >= 90 else 64
-        return (32, 512, 64), (33, 777, ragged)
+    def has(self, feature: str) -> bool:
+        """Whether the launch asks for it."""
+        return feature in self.features.split("+")
+
+
+SIZES = ((32, 512, 64), (33, 777, 64))
+"""Rows, ids and width: multiples of 16, and as few of them as there can be. The launch code pads the width."""
 
 
 def cases(chips: Sequence[str] = SHIPPED) -> Iterator[Case]:
@@ -90,8 +90,7 @@ def cases(chips: Sequence[str] = SHIPPED) -> Iterator[Case]:
     for chip in chips:
         for kernel, features in KERNELS.items():
             for dtype in DTYPES if kernel in TILED else ("bf16", "fp16"):
-                for layout in ("aligned", "odd") if kernel in TILED else ("aligned",):
-                    yield from (Case(chip, kernel, feature, dtype, layout) for feature in features)
+                yield from (Case(chip, kernel, feature, dtype) for feature in features)
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,9 @@ def _problem(case: Case, rows: int, vocab: int, width: int) -> Problem:
     weight_VD = torch.zeros(vocab, width, dtype=DTYPES[case.dtype])
     # A caller's own slice of targets may start anywhere.
     target_N = torch.zeros(rows + 1, dtype=torch.long)[rows % 2 :][:rows]
-    everything = case.features == EVERYTHING
-    banned = (1,) if everything or case.features == "banned" else ()
-    head = Head(softcap=30.0 if everything else None, banned=banned)
-    bias_V = torch.zeros(vocab) if everything else None
+    banned = (1,) if case.has("banned") else ()
+    head = Head(softcap=30.0 if case.has("softcap") else None, banned=banned)
+    bias_V = torch.zeros(vocab) if case.has("bias") else None
     return Problem(hidden_ND, weight_VD, bias_V, target_N, head)
 
 
@@ -145,13 +143,13 @@ def _operate(case: Case, problem: Problem) -> None:
     """The call that launches the case's kernel."""
     rows, vocab = len(problem.target_N), len(problem.weight_VD)
     zero_N, raw_NV = torch.zeros(rows), torch.zeros(rows, vocab)
-    entropy = case.features != "plain"
-    wanted = Wanted(entropy=entropy, argmax=entropy)
+    entropy = case.has("entropy")
+    wanted = Wanted(entropy=entropy, argmax=case.has("argmax"))
     pull = Pull(
         problem.target_N, zero_N, zero_N + 1, zero_N, zero_N,
         zero_N if entropy else None, zero_N if entropy else None, BASE_2,
     )  # fmt: skip
-    terms = Terms(zero_N, zero_N, zero_N, Ratio("tv" if case.features == EVERYTHING else "clip"))
+    terms = Terms(zero_N, zero_N, zero_N, Ratio("tv" if case.has("bias") else "clip"))
     {
         "scan": lambda: fused.Fused().scan(problem, wanted),
         "combine": lambda: fused.Fused().scan(problem, wanted),

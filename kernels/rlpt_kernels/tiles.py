@@ -28,25 +28,23 @@ _WIDE_SHALLOW = Tile(128, 256, 64, 8, 3)
 _SQUARE = Tile(128, 128, 64, 8, 3)
 _SQUARE_DEEP = Tile(128, 128, 64, 8, 4)
 _NARROW = Tile(128, 64, 64, 8, 4)
-"""For operands without bulk copies too: one pointer per element leaves few registers."""
+_NARROW_SHALLOW = Tile(128, 64, 64, 8, 3)
 _FLOAT32 = Tile(128, 64, 16, 8, 3)
 """float32 operands have no tensor core that multiplies them exactly: correct, and slow."""
 
 
-def tile(capability: int, kernel: Kernel, *, half: bool, tma: bool, bent: bool) -> Tile:
+def tile(capability: int, kernel: Kernel, *, half: bool, bent: bool) -> Tile:
     """The tile of ``capability`` (80, 90, 100, ..). ``bent``: the head has a bias or a softcap."""
     if not half:
         return _FLOAT32
     # From 120 on, chips have the shared memory and the matmul of before 90 again.
     if not 90 <= capability < 120:
-        return _SQUARE
-    if not tma:
-        return _NARROW
+        return _NARROW_SHALLOW if bent and kernel == "pull" else _SQUARE
     if capability >= 100:
         return _NARROW if bent else _SQUARE_DEEP
-    if kernel == "scan":
-        return _WIDE
-    return _SQUARE if bent else _WIDE_SHALLOW
+    if bent:
+        return _SQUARE
+    return _WIDE if kernel == "scan" else _WIDE_SHALLOW
 
 
 def group(width: int) -> int:

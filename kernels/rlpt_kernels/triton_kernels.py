@@ -62,7 +62,10 @@ def _scores(
     raw, bias_ptr, keep_ptr, scale, column_V, V, softcap,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, BANNED: tl.constexpr,
 ):  # fmt: skip
-    """softcap * tanh((raw + bias) / softcap) * scale, -inf where banned; and the tanh, or raw without a softcap."""
+    """softcap * tanh((raw + bias) / softcap) * scale, and the tanh (raw without a softcap).
+
+    BANNED, a score is -inf where keep is 0 or its id beyond the last; else that is the caller's to mask.
+    """
     inside_V = column_V < V
     if BIAS:
         raw += tl.load(bias_ptr + column_V, mask=inside_V, other=0.0).to(tl.float32)[None, :]
@@ -81,8 +84,8 @@ def _scores(
 @triton.jit
 def scan_kernel(
     hidden, weight, hidden_stride, weight_stride,
-    target_ptr, scale_ptr, bias_ptr, keep_ptr, threshold_ptr, partial_ptr, index_ptr,
-    N, V, D, softcap,
+    target_ptr, scale_ptr, bias_ptr, banned_ptr, edge_ptr, threshold_ptr, partial_ptr, index_ptr,
+    N, V, D, softcap, banned,
     TMA: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, BANNED: tl.constexpr,
     ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, COUNT: tl.constexpr,
@@ -111,16 +114,24 @@ def scan_kernel(
             inside_M = row_M < N
             scale_M = tl.load(scale_ptr + row_M, mask=inside_M, other=1.0)
             score, _ = _scores(
-                acc, bias_ptr, keep_ptr, scale_M[:, None], column_V, V, softcap, BIAS, SOFTCAP,
-                BANNED,
+                acc, bias_ptr, bias_ptr, scale_M[:, None], column_V, V, softcap, BIAS, SOFTCAP,
+                False,
             )  # fmt: skip
-            if v == tiles_v - 1:
-                score = tl.where(column_V[None, :] < V, score, float("-inf"))
+            edge = v == tiles_v - 1
+            if BANNED:
+                edge = tl.load(edge_ptr + v) != 0
+            if edge:
+                score = tl.where((column_V < V)[None, :], score, float("-inf"))
+                if BANNED:
+                    # One id at a time: a mask of a whole tile's columns would not fit beside the scores.
+                    for place in range(banned):
+                        score = tl.where(
+                            (column_V == tl.load(banned_ptr + place))[None, :], float("-inf"), score
+                        )
             target_M = tl.load(target_ptr + row_M, mask=inside_M, other=-1).to(tl.int32)
             if COUNT:
                 bar_M = tl.load(threshold_ptr + row_M, mask=inside_M, other=0.0)
-                above = (score > bar_M[:, None]) & (column_V[None, :] != target_M[:, None])
-                count_M = tl.sum(above.to(tl.int32), axis=1)
+                count_M = tl.sum((score > bar_M[:, None]).to(tl.int32), axis=1)
                 tl.store(index_ptr + v.to(tl.int64) * N + row_M, count_M, mask=inside_M)
             else:
                 _store_partial(

@@ -1,14 +1,12 @@
 """What PyTorch around the operator must not change: compilers, autocast, process-wide settings, other rows."""
 
 import logging
-import sys
 import threading
 
 import pytest
 import torch
 
-from rlpt_kernels import fused, linear_logprob
-from rlpt_kernels.head import Head, Problem
+from rlpt_kernels import fused, linear_logprob, notes
 from rlpt_kernels.linear_logprob import choose
 from rlpt_kernels.ops import IMPLEMENTATIONS, linear_logprob_op
 from rlpt_kernels.policy_op import linear_policy_loss_op
@@ -135,30 +133,36 @@ def test_a_rows_bits_do_not_depend_on_its_company(settings, problem, monkeypatch
             assert torch.equal(a[some_K], b)
 
 
-@pytest.mark.parametrize("width", [1, 7, 12, 40])
+@pytest.mark.parametrize("by_descriptor", [True, False])
+@pytest.mark.parametrize("width", [1, 7, 40, 64, 80])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_widths_that_no_descriptor_can_describe_take_pointers(
-    width, dtype, problem, exact, assert_matches, monkeypatch
+def test_every_width_is_right_by_descriptor_and_by_pointer(
+    by_descriptor, width, dtype, problem, exact, assert_matches, monkeypatch, caplog
 ):
+    """Widths that no copy in bulk can read are padded, and the log says so."""
+    monkeypatch.setattr(fused, "tma", lambda problem: by_descriptor)
+    monkeypatch.setattr(notes, "_said", set())
     hidden_ND, weight_VD, target_N = problem(width=width, vocab=300, dtype=dtype)
-    described = Problem(hidden_ND, weight_VD, None, target_N, Head())
-    assert fused.tma(described) == ((width * dtype.itemsize) % 16 == 0)
-    found = linear_logprob(hidden_ND, weight_VD, target_N, entropy=True, impl="triton")
-    assert_matches(found, exact(hidden_ND, weight_VD, target_N))
-    monkeypatch.setattr(fused, "tma", lambda problem: False)
-    by_pointer = linear_logprob(hidden_ND, weight_VD, target_N, entropy=True, impl="triton")
-    # Not the same tile, so not the same bits.
-    assert torch.allclose(by_pointer.logp, found.logp, atol=1e-5)
-    leaves = [hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()]
-    pointers = torch.autograd.grad(
-        linear_logprob(*leaves, target_N, impl="triton").logp.sum(), leaves
-    )
-    monkeypatch.undo()
+    leaves = [hidden_ND.requires_grad_(), weight_VD.requires_grad_()]
+    with caplog.at_level(logging.INFO, logger="rlpt_kernels"):
+        found = linear_logprob(*leaves, target_N, entropy=True, impl="triton")
+    assert ("triton: copies weight" in caplog.text) == (width % 16 != 0)
+    assert_matches(found, exact(*(x.detach() for x in leaves), target_N))
+    ours = torch.autograd.grad(found.logp.sum(), leaves)
     wanted = torch.autograd.grad(
         linear_logprob(*leaves, target_N, impl="reference").logp.sum(), leaves
     )
-    for a, b in zip(pointers, wanted, strict=True):
+    for a, b in zip(ours, wanted, strict=True):
         assert (a - b).norm() <= (2e-6 if dtype == torch.float32 else 4e-3) * b.norm()
+
+
+def test_operands_that_start_anywhere_or_lie_across_are_copied(problem, exact, assert_matches):
+    """A slice whose first row is not at 16 bytes, a transposed weight, a row stride that is odd."""
+    hidden_ND, weight_VD, target_N = problem(width=33, vocab=300)
+    across_VD = weight_VD[:, 1:].T.contiguous().T
+    for hidden, weight in ((hidden_ND[:, 1:], weight_VD[:, 1:]), (hidden_ND[:, :32], across_VD)):
+        found = linear_logprob(hidden, weight, target_N, entropy=True, impl="triton")
+        assert_matches(found, exact(hidden, weight, target_N))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,7 @@ def test_bfloat16_logits_are_named_for_what_they_are(problem, exact):
 
 def test_auto_says_once_what_it_took(caplog, problem, monkeypatch):
     hidden_ND, weight_VD, target_N = problem()
-    monkeypatch.setattr(sys.modules["rlpt_kernels.linear_logprob"], "_announced", set())
+    monkeypatch.setattr(notes, "_said", set())
     with caplog.at_level(logging.INFO, logger="rlpt_kernels"):
         for _ in range(3):
             linear_logprob(hidden_ND, weight_VD, target_N)
