@@ -17,8 +17,10 @@ from rlpt_kernels.matmul import add_product, product
 from rlpt_kernels.rows import Rows, Scored, Terms, TorchRows, TritonRows
 from rlpt_kernels.softmax import Pull, Softmax, concatenated
 
-CHUNK_BYTES = {"cuda": 1 << 30, "cpu": 1 << 25}
-"""Of float32 logits held at a time. A GPU needs a thousand rows or so to fill its matmuls; a CPU wants its cache."""
+CHUNK_BYTES = {"cuda": 1 << 30, "cpu": 1 << 23}
+"""Of float32 logits held at a time: a GPU needs a thousand rows or so to fill its matmuls, a CPU wants its cache."""
+LEAST_ROWS = 256
+"""However large the vocabulary: products of fewer rows run far below a machine's rate."""
 
 
 def rows_for(problem: Problem, rank: bool = False) -> Rows:
@@ -120,7 +122,7 @@ def _raw(chunk: Problem) -> Float[Tensor, "N V"]:
 
 def _chunks(problem: Problem) -> Iterator[tuple[slice, Problem]]:
     budget = CHUNK_BYTES["cuda" if problem.hidden_ND.is_cuda else "cpu"]
-    height = max(1, budget // (4 * len(problem.weight_VD)))
+    height = max(LEAST_ROWS, budget // (4 * len(problem.weight_VD)))
     # Where operands must be upcast, once for all chunks.
     hidden_ND = problem.hidden_ND.to(problem.operand_dtype)
     weight_VD = problem.weight_VD.to(problem.operand_dtype)

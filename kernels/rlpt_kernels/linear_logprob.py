@@ -17,8 +17,8 @@ from rlpt_kernels.reference import linear_logprob_reference
 
 Implementation = Literal["auto", "reference", "slabs", "slabs_bf16", "chunked", "triton"]
 
-FULL_LOGITS = 1 << 21
-"""`auto` keeps full logits on a CPU up to this many of them (8 MiB in float32) and walks slabs above."""
+FULL_LOGITS = 1 << 19
+"""`auto` keeps full logits on a CPU up to this many of them (2 MiB in float32) and walks slabs above."""
 
 
 def linear_logprob(

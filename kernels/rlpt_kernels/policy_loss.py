@@ -70,12 +70,10 @@ def linear_policy_loss(
     """
     stop = vocab_start + len(weight_VD) if vocab_stop is None else vocab_stop
     head = Head(temperature, softcap, tuple(banned))
-    ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)
     check(hidden_MD, weight_VD, bias, target_N, rows, head)
     check_shares(weight_VD, vocab_start, stop, group is not None, head.banned)
-    _check_terms(hidden_MD.device, len(target_N), behaviour_logp_N, advantage_N, mask_N)
-    check_ratio(ratio)
-    terms = Terms(behaviour_logp_N.detach(), advantage_N.detach(), mask_N.detach(), ratio)
+    ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)
+    terms = _terms(target_N, behaviour_logp_N, advantage_N, mask_N, ratio)
     needs = Needs(*(_wants_gradient(x) for x in (hidden_MD, weight_VD, bias)))
     if _one_pass(impl, needs, group, hidden_MD):
         return _left_by_the_forward(
@@ -149,13 +147,17 @@ def _wants_gradient(value: Tensor | None) -> bool:
     return value is not None and value.requires_grad and torch.is_grad_enabled()
 
 
-def _check_terms(
-    device: torch.device, count: int, behaviour_logp_N: Tensor, advantage_N: Tensor, mask_N: Tensor
-) -> None:
+def _terms(
+    target_N: Tensor, behaviour_logp_N: Tensor, advantage_N: Tensor, mask_N: Tensor, ratio: Ratio
+) -> Terms:
+    """Checked, and cut off from whatever made them: the objective takes them for constants."""
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    device, count = target_N.device, len(target_N)
     check_vector("behaviour_logp", behaviour_logp_N, count, device, floats)
     check_vector("advantage", advantage_N, count, device, floats)
     check_vector("mask", mask_N, count, device, (*floats, torch.bool))
+    check_ratio(ratio)
+    return Terms(behaviour_logp_N.detach(), advantage_N.detach(), mask_N.detach(), ratio)
 
 
 def check_ratio(ratio: Ratio) -> None:

@@ -23,8 +23,9 @@ from rlpt_kernels.softmax import BASE_E, Pull, Softmax, concatenated
 
 SLAB = 2048
 """Ids per slab. Constant: every batch then sums over the vocabulary in the same order."""
-BLOCK = 8192
-"""Rows per block: at most BLOCK x SLAB logits (64 MiB) are held, however many rows there are."""
+BLOCK = {"cpu": 2048, "cuda": 8192}
+"""Rows per block: however many rows there are, no more than BLOCK x SLAB logits are held. 16 MiB stay in a CPU's
+cache, which is worth 1.9x on small vocabularies; a GPU wants large matmuls."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Slabs:
 
     def count(self, problem: Problem, threshold_N: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
         """How many scores are above a threshold that the first walk has found."""
-        blocks, thresholds = self._blocks(problem), threshold_N.split(BLOCK)
+        blocks, thresholds = self._blocks(problem), threshold_N.split(_height(problem))
         counts = [torch.zeros_like(block.target_N) for block in blocks]
         for start, weight_SD, bias_S in self._slabs(problem):
             for block, bar_N, count_N in zip(blocks, thresholds, counts, strict=True):
@@ -61,12 +62,13 @@ class Slabs:
     def pull(self, problem: Problem, pull: Pull, needs: Needs) -> Gradients:
         """From the gradients of the outputs to those of the inputs."""
         blocks, found = self._blocks(problem), Gradients.zeros(problem, needs)
+        height = _height(problem)
         for start, weight_SD, bias_S in self._slabs(problem):
             slab, d_weight_SD = slice(start, start + len(weight_SD)), None
             if found.weight_VD is not None:
                 d_weight_SD = found.weight_VD[slab].to(problem.dtype)
             for number, block in enumerate(blocks):
-                rows = slice(number * BLOCK, (number + 1) * BLOCK)
+                rows = slice(number * height, (number + 1) * height)
                 d_raw_NS = self._gradient(block, pull.of_rows(rows), weight_SD, bias_S, start)
                 if found.hidden_ND is not None:
                     self.add_product(found.hidden_ND[rows], d_raw_NS, weight_SD)
@@ -93,8 +95,9 @@ class Slabs:
 
     def _blocks(self, problem: Problem) -> list[Problem]:
         ready = replace(problem, hidden_ND=problem.hidden_ND.to(self._operand_dtype(problem)))
-        firsts = range(0, max(len(problem.target_N), 1), BLOCK)
-        return [ready.of_rows(slice(first, first + BLOCK)) for first in firsts]
+        height = _height(problem)
+        firsts = range(0, max(len(problem.target_N), 1), height)
+        return [ready.of_rows(slice(first, first + height)) for first in firsts]
 
     def _slabs(self, problem: Problem) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """(start, weight, bias) of one slab after another."""
@@ -111,6 +114,10 @@ class Slabs:
         if bias_S is not None:
             raw_NS += bias_S
         return raw_NS, scores(raw_NS, block.head, start)
+
+
+def _height(problem: Problem) -> int:
+    return BLOCK["cuda" if problem.hidden_ND.is_cuda else "cpu"]
 
 
 SLABS = Slabs(product, add_product, rounded=False)

@@ -14,11 +14,6 @@ is multiplied.
 import triton
 import triton.language as tl
 
-MAX, SUM, TARGET, MOMENT = 0, 1, 2, 3
-"""Columns of a partial softmax over one tile of ids: max z, sum exp2(z - max), the target's z, sum exp2(z -
-max)(z - max).
-"""
-
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -130,15 +125,23 @@ def scan_kernel(
                         )
             target_M = tl.load(target_ptr + row_M, mask=inside_M, other=-1).to(tl.int32)
             if COUNT:
-                bar_M = tl.load(threshold_ptr + row_M, mask=inside_M, other=0.0)
-                count_M = tl.sum((score > bar_M[:, None]).to(tl.int32), axis=1)
-                tl.store(index_ptr + v.to(tl.int64) * N + row_M, count_M, mask=inside_M)
+                _store_count(score, row_M, v, N, threshold_ptr, index_ptr)
             else:
                 _store_partial(
                     score, row_M, column_V, target_M, v, N, partial_ptr, index_ptr, ENTROPY, ARGMAX,
                     BN,
                 )  # fmt: skip
             acc = tl.zeros((BM, BN), dtype=tl.float32)
+
+
+@triton.jit
+def _store_count(score, row_M, v, N, threshold_ptr, index_ptr):
+    """How many scores of one tile are above the threshold -> index[v, rows]."""
+    inside_M = row_M < N
+    bar_M = tl.load(threshold_ptr + row_M, mask=inside_M, other=0.0)
+    # The target's own score comes from the same tile and rounds to the same bits: it is not above itself.
+    count_M = tl.sum((score > bar_M[:, None]).to(tl.int32), axis=1)
+    tl.store(index_ptr + v.to(tl.int64) * N + row_M, count_M, mask=inside_M)
 
 
 @triton.jit

@@ -14,15 +14,17 @@ from rlpt_kernels import LogProb, linear_logprob
 def head_logprob(
     head: nn.Linear,
     config: object,
-    hidden_RD: Float[Tensor, "R D"],
+    hidden_MD: Float[Tensor, "M D"],
+    rows_R: Int[Tensor, " R"],
     target_R: Int[Tensor, " R"],
     banned: tuple[int, ...],
 ) -> LogProb:
-    """Log-probability, entropy-free, of ``target_R`` with ``banned`` ids removed from the softmax; argmax beside it."""
+    """Log-probability of ``target_R`` at rows of hidden, ``banned`` ids outside the softmax; argmax beside it."""
     return linear_logprob(
-        hidden_RD,
+        hidden_MD,
         head.weight,
         target_R,
+        rows=rows_R,
         bias=head.bias,
         softcap=getattr(config, "final_logit_softcapping", None),
         temperature=_divisor(config),
@@ -94,6 +96,6 @@ def _logit_error(lm: Any) -> float:
         logits = lm(input_ids=torch.zeros(1, rows, dtype=torch.long), use_cache=False).logits
     finally:
         lm.model, lm.lm_head = body, head
-    hidden_RD = hidden_NTD[0].repeat_interleave(ids, dim=0)
-    own = head_logprob(trial, lm.config, hidden_RD, torch.arange(ids).repeat(rows), ())
+    rows_R, target_R = torch.arange(rows).repeat_interleave(ids), torch.arange(ids).repeat(rows)
+    own = head_logprob(trial, lm.config, hidden_NTD[0], rows_R, target_R, ())
     return float((logits[0].log_softmax(-1).flatten() - own.logp).abs().max())

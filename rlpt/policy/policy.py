@@ -37,9 +37,8 @@ class Policy(nn.Module):
         """Free gathered parameters. `fully_shard` replaces this; an unsharded policy has nothing to free."""
 
     def _score(self, hidden_flat: Float[Tensor, "M D"], kind: Rows) -> RowScores:
-        hidden_RD = hidden_flat.index_select(0, kind.hidden_R)
         scored = head_logprob(
-            self.lm.lm_head, self.lm.config, hidden_RD, kind.target_R, kind.banned
+            self.lm.lm_head, self.lm.config, hidden_flat, kind.hidden_R, kind.target_R, kind.banned
         )
         assert scored.argmax is not None
         return RowScores(scored.logp, scored.argmax)

@@ -20,8 +20,11 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def num_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Of code: what a docstring explains is not to be cut short."""
     assert node.end_lineno is not None
-    return node.end_lineno - node.lineno + 1
+    told = node.body[0] if ast.get_docstring(node) else None
+    explained = 0 if told is None else (told.end_lineno or 0) - told.lineno + 1
+    return node.end_lineno - node.lineno + 1 - explained
 
 
 def name_of(path: Path) -> str:

@@ -27,7 +27,8 @@ def _small_pieces(request, monkeypatch):
     if "shipped_sizes" in request.fixturenames:
         return
     monkeypatch.setattr(slabs, "SLAB", 64)
-    monkeypatch.setattr(slabs, "BLOCK", 4)
+    monkeypatch.setattr(slabs, "BLOCK", {"cpu": 4, "cuda": 4})
+    monkeypatch.setattr(chunked, "LEAST_ROWS", 1)
     monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 4 * 777 * 4, "cuda": 1 << 20})
     monkeypatch.setattr(TritonRows, "BLOCK", 128)
     monkeypatch.setattr(fused, "ROWS", 8)

@@ -21,7 +21,8 @@ def shipped_sizes():
 def _pieces(shipped_sizes, monkeypatch):
     """A few pieces each, in proportion to these logits what the shipped ones are to real logits."""
     monkeypatch.setattr(slabs, "SLAB", 128)
-    monkeypatch.setattr(slabs, "BLOCK", 1024)
+    monkeypatch.setattr(slabs, "BLOCK", {"cpu": 1024})
+    monkeypatch.setattr(chunked, "LEAST_ROWS", 1)
     monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": LOGITS // 40})
 
 

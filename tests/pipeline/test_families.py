@@ -92,7 +92,7 @@ def test_logits_are_capped_first_and_scaled_after() -> None:
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0], [-2.0], [4.0]]))
     config = SimpleNamespace(final_logit_softcapping=2.0, logits_scaling=4.0, logit_scale=0.5)
-    found = head_logprob(head, config, torch.ones(3, 1), torch.arange(3), ())
+    found = head_logprob(head, config, torch.ones(1, 1), torch.zeros(3).long(), torch.arange(3), ())
     score = 2.0 * np.tanh(np.array([1.0, -2.0, 4.0]) / 2.0) * 0.5 / 4.0
     expected = score - np.log(np.exp(score).sum())
     assert np.allclose(found.logp.detach().numpy(), expected, atol=1e-6)
