@@ -35,9 +35,10 @@ def check(
 
 
 def check_shares(
-    weight_VD: Tensor, vocab_start: int, vocab_stop: int, grouped: bool, banned: Sequence[int]
-) -> None:
-    """[start, stop) against the weight; bans against the vocabulary where one rank holds it all."""
+    weight_VD: Tensor, vocab_start: int, stop: int | None, grouped: bool, banned: Sequence[int]
+) -> int:
+    """[start, stop) against the weight; bans against the vocabulary where one rank holds it all. Returns the stop."""
+    vocab_stop = vocab_start + len(weight_VD) if stop is None else stop
     if not 0 <= vocab_start < vocab_stop:
         raise ValueError(f"vocab_start = {vocab_start} and vocab_stop = {vocab_stop} hold no ids")
     if vocab_stop - vocab_start > len(weight_VD):
@@ -53,6 +54,7 @@ def check_shares(
         raise ValueError(f"banned holds {outside[0]}, outside the vocabulary [0, {vocab_stop})")
     if not grouped and len(set(banned)) == vocab_stop:
         raise ValueError(f"banned holds all {vocab_stop} ids; no distribution is left")
+    return vocab_stop
 
 
 def check_values(

@@ -19,13 +19,8 @@ from torch import Tensor
 from rlpt_kernels import tiles
 from rlpt_kernels.head import Gradients, Needs, Problem, Wanted
 from rlpt_kernels.launch import (
-    banned_pointers,
-    bias_pointer,
-    capability,
-    interpreted,
-    launching,
-    programs,
-)
+    banned_pointers, bias_pointer, capability, interpreted, launching, programs,
+)  # fmt: skip
 from rlpt_kernels.matmul import add_product, product
 from rlpt_kernels.notes import once
 from rlpt_kernels.softmax import BASE_2, Pull, Softmax, concatenated
@@ -120,15 +115,9 @@ def _scan(problem: Problem, wanted: Wanted) -> Softmax:
     partial = problem.hidden_ND.new_empty(count, width, rows, dtype=torch.float32)
     index = partial.new_empty(count if wanted.argmax else 0, rows, dtype=torch.int32)
     _sweep(
-        problem,
-        tile,
-        None,
-        partial,
-        index,
-        ENTROPY=wanted.entropy,
-        ARGMAX=wanted.argmax,
+        problem, tile, None, partial, index, ENTROPY=wanted.entropy, ARGMAX=wanted.argmax,
         COUNT=False,
-    )
+    )  # fmt: skip
     found = partial.new_empty(width, rows)
     argmax_N = torch.empty_like(problem.target_N) if wanted.argmax else None
     with launching(partial.device):

@@ -56,10 +56,9 @@ def linear_logprob(
     torch; `triton` is one fused kernel on a GPU; `chunked` holds some rows of logits; `slabs_bf16` is inexact
     (about 1e-2 nats) and never chosen by `auto`. Raises ValueError naming the argument at fault.
     """
-    stop = vocab_start + len(weight_VD) if vocab_stop is None else vocab_stop
     head, wanted = Head(temperature, softcap, tuple(banned)), Wanted(entropy, argmax, rank)
     check(hidden_MD, weight_VD, bias, target_N, rows, head)
-    check_shares(weight_VD, vocab_start, stop, group is not None, head.banned)
+    stop = check_shares(weight_VD, vocab_start, vocab_stop, group is not None, head.banned)
     chosen = (
         choose(hidden_MD, weight_VD, len(target_N), group is not None) if impl == "auto" else impl
     )

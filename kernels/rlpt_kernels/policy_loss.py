@@ -68,32 +68,21 @@ def linear_policy_loss(
     without mask or advantage are dropped before any matmul of a gradient, and those without mask before the
     first of all (`chunked`). Other arguments and errors: `linear_logprob`.
     """
-    stop = vocab_start + len(weight_VD) if vocab_stop is None else vocab_stop
     head = Head(temperature, softcap, tuple(banned))
     check(hidden_MD, weight_VD, bias, target_N, rows, head)
-    check_shares(weight_VD, vocab_start, stop, group is not None, head.banned)
+    stop = check_shares(weight_VD, vocab_start, vocab_stop, group is not None, head.banned)
     ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)
     terms = _terms(target_N, behaviour_logp_N, advantage_N, mask_N, ratio)
-    needs = Needs(*(_wants_gradient(x) for x in (hidden_MD, weight_VD, bias)))
+    needs = _needs(hidden_MD, weight_VD, bias)
     if _one_pass(impl, needs, group, hidden_MD):
         return _left_by_the_forward(
-            hidden_MD,
-            weight_VD,
-            target_N,
-            bias,
-            rows,
-            head,
-            ignore_index,
-            stop,
-            terms,
-            needs,
+            hidden_MD, weight_VD, target_N, bias, rows, head, ignore_index, stop, terms, needs,
             entropy,
-        )
+        )  # fmt: skip
     scored = linear_logprob(
         hidden_MD, weight_VD, torch.where(mask_N != 0, target_N, ignore_index),
-        temperature=temperature, bias=bias, softcap=softcap, ignore_index=ignore_index,
-        banned=banned, rows=rows, entropy=entropy, vocab_start=vocab_start, vocab_stop=vocab_stop,
-        group=group, impl=impl,
+        temperature=temperature, bias=bias, softcap=softcap, ignore_index=ignore_index, banned=banned, rows=rows,
+        entropy=entropy, vocab_start=vocab_start, vocab_stop=vocab_stop, group=group, impl=impl,
     )  # fmt: skip
     return _recomputed(scored, target_N != ignore_index, terms)
 
@@ -143,8 +132,9 @@ def _recomputed(scored: LogProb, known_N: Bool[Tensor, " N"], terms: Terms) -> P
     return PolicyLoss(loss, scored.logp.detach(), found.coefficient_N, entropy_N)
 
 
-def _wants_gradient(value: Tensor | None) -> bool:
-    return value is not None and value.requires_grad and torch.is_grad_enabled()
+def _needs(*inputs: Tensor | None) -> Needs:
+    on = torch.is_grad_enabled()
+    return Needs(*(on and x is not None and x.requires_grad for x in inputs))
 
 
 def _terms(
