@@ -19,8 +19,13 @@ from torch import Tensor
 from rlpt_kernels import tiles
 from rlpt_kernels.head import Gradients, Needs, Problem, Wanted
 from rlpt_kernels.launch import (
-    banned_pointers, bias_pointer, capability, interpreted, launching, programs,
-)  # fmt: skip
+    banned_pointers,
+    bias_pointer,
+    capability,
+    interpreted,
+    launching,
+    programs,
+)
 from rlpt_kernels.matmul import add_product, product
 from rlpt_kernels.notes import once
 from rlpt_kernels.softmax import BASE_2, Pull, Softmax, concatenated

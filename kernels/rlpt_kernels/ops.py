@@ -79,11 +79,14 @@ def linear_logprob_op(
     empty = softmax.max_N.new_empty(0)
     entropy_N, argmax_N = softmax.entropy(), softmax.argmax_N
     return (
-        softmax.logp().masked_fill(ignored_N, 0.0), softmax.logsumexp(), empty if entropy_N is
-        None else entropy_N, empty.long() if argmax_N is None else argmax_N.clone(),
-        above_N.masked_fill(ignored_N, -1) if rank else above_N, softmax.max_N.clone(),
+        softmax.logp().masked_fill(ignored_N, 0.0),
+        softmax.logsumexp(),
+        empty if entropy_N is None else entropy_N,
+        empty.long() if argmax_N is None else argmax_N.clone(),
+        above_N.masked_fill(ignored_N, -1) if rank else above_N,
+        softmax.max_N.clone(),
         softmax.sum_N.clone(),
-    )  # fmt: skip
+    )
 
 
 @torch.library.custom_op("rlpt_kernels::linear_logprob_backward", mutates_args=())
