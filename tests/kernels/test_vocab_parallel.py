@@ -1,6 +1,7 @@
 """Vocabulary-parallel heads on real process groups: unequal and padded shares, one gather, every rank the same bits."""
 
 import datetime
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from rlpt_kernels import linear_logprob, linear_policy_loss
+from rlpt_kernels.softmax import Softmax
 
 VOCAB = 300
 SHARES = {
@@ -240,6 +242,19 @@ def test_one_float32_gather_forward_and_one_float32_sum_backward(answers):
     for answer in answers:
         assert answer["gathers"]["forward"] == [("gather", torch.float32)]
         assert answer["gathers"]["backward"] == [("reduce", torch.float32)]
+
+
+def test_of_equal_scores_in_two_shares_the_lower_id_wins():
+    def part(maximum, argmax):
+        maximum_N, one_N = torch.tensor([maximum]), torch.ones(1)
+        return Softmax(maximum_N, one_N, torch.full((1,), -torch.inf), None, torch.tensor([argmax]))
+
+    equal, above = part(2.0, 7), part(2.0, 7)
+    equal.merge(part(2.0, 200))
+    above.merge(part(3.0, 200))
+    assert equal.argmax_N.tolist() == [7]
+    assert above.argmax_N.tolist() == [200]
+    assert equal.logsumexp().item() == pytest.approx(2.0 + math.log(2))
 
 
 def test_what_needs_the_whole_vocabulary_says_so():
