@@ -82,6 +82,38 @@ def test_the_loss_and_its_gradients_are_the_formula(impl, trust, head, problem, 
         assert (a - b).norm() <= 2e-5 * b.norm()
 
 
+@pytest.mark.parametrize("trust", [*TRUST, {"trust_region": "tv", "tv_delta": 0.15}])
+def test_coefficients_over_the_whole_plane(impl, trust):
+    """Policies and behaviours from unlikely to certain, both signs of advantage: every side of every border."""
+    values = torch.tensor([0.02, 0.3, 0.45, 0.55, 0.7, 0.98])
+    pi_N, mu_N, sign_N = (
+        x.flatten()
+        for x in torch.meshgrid(values, values, torch.tensor([-1.5, 0.7]), indexing="ij")
+    )
+    # Two ids whose scores are h and 0: log p of the first is log sigmoid(h).
+    hidden_N1, weight_21 = (
+        torch.logit(pi_N)[:, None],
+        torch.tensor([[1.0], [0.0]], requires_grad=True),
+    )
+    target_N, mask_N = torch.zeros(len(pi_N)).long(), torch.full((len(pi_N),), 0.25)
+    found = linear_policy_loss(
+        hidden_N1, weight_21, target_N, mu_N.log(), sign_N, mask_N, impl=impl, **trust
+    )
+    _, wanted = formula(pi_N.double().log(), mu_N.double().log(), sign_N, mask_N, **trust)
+    on_a_border = {"none": (), "clip": (), "tv": (0.15,)}[trust.get("trust_region", "none")]
+    far_N = torch.tensor(
+        [
+            all(abs(abs(a - b) - c) > 1e-3 for c in on_a_border)
+            for a, b in zip(pi_N, mu_N, strict=True)
+        ]
+    )
+    pairs = zip(
+        found.coefficient[far_N].tolist(), torch.tensor(wanted)[far_N].tolist(), strict=True
+    )
+    assert all(a == pytest.approx(b, rel=2e-5, abs=1e-7) for a, b in pairs)
+    assert len({round(x, 4) for x in wanted}) > 10
+
+
 def test_it_is_the_objective_of_the_trainer(impl, problem):
     """One definition: what `rlpt.objective` makes of log-probabilities, the kernel makes of hidden states."""
     hidden_ND, weight_VD, target_N = problem(rows=40, vocab=150)
