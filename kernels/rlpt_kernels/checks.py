@@ -1,5 +1,6 @@
 """Mistakes are named here, before they become a silent NaN, a broadcast or an illegal memory access."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,8 @@ from rlpt_kernels.head import Head
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WHOLE = (torch.int32, torch.int64)
+_COLDEST, _HOTTEST = 1e-30, 1e30
+"""Temperatures whose inverse float32 holds."""
 
 
 def check(
@@ -63,32 +66,50 @@ def check_values(
     vocab: int | None,
     rows_N: Tensor | None,
     height: int,
-    temperature_N: Tensor | None,
+    bias_V: Tensor | None,
+    head: Head,
 ) -> None:
-    """What only values can tell, in one look (one device synchronisation). ``vocab`` None: not known yet."""
-    wrong_N = target_N < 0 if vocab is None else (target_N < 0) | (target_N >= vocab)
-    wrong_N &= target_N != ignore_index
-    found = [wrong_N.any()]
+    """What only values can tell, in one look (one device synchronisation). ``vocab`` None: not known yet.
+
+    Without a softcap a bias may be -inf, but not for every id: the row would have no distribution.
+    """
+    stray_N = target_N < 0 if vocab is None else (target_N < 0) | (target_N >= vocab)
+    stray_N &= target_N != ignore_index
+    checks = {"target": stray_N.any()}
     if rows_N is not None:
-        found.append(((rows_N < 0) | (rows_N >= height)).any())
-    if temperature_N is not None:
-        found.append(~(temperature_N > 0).all())
-    if not bool(torch.stack(found).any()):
+        checks["rows"] = ((rows_N < 0) | (rows_N >= height)).any()
+    if isinstance(head.temperature, Tensor):
+        inside_N = (head.temperature >= _COLDEST) & (head.temperature <= _HOTTEST)
+        checks["temperature"] = ~inside_N.all()
+    if bias_V is not None:
+        checks["bias"] = (bias_V.isnan() | bias_V.isposinf()).any()
+        checks["every"] = bias_V.isneginf().all() if head.softcap is None else checks["bias"]
+        if head.banned_B is not None and head.softcap is None:
+            checks["every"] = bias_V.index_fill(0, head.banned_B, -torch.inf).isneginf().all()
+    found = dict(zip(checks, torch.stack(list(checks.values())).tolist(), strict=True))
+    if not any(found.values()):
         return
-    if bool(found[0]):
-        row = int(wrong_N.nonzero()[0, 0])
+    if found["target"]:
+        row = int(stray_N.nonzero()[0, 0])
         raise ValueError(
             f"target[{row}] = {int(target_N[row])} is outside [0, {vocab}) and is not ignore_index = {ignore_index}"
         )
-    if rows_N is not None and bool(found[1]):
+    if rows_N is not None and found["rows"]:
         row = int(((rows_N < 0) | (rows_N >= height)).nonzero()[0, 0])
         raise ValueError(f"rows[{row}] = {int(rows_N[row])} is outside the {height} rows of hidden")
-    assert temperature_N is not None
-    raise ValueError(f"temperature must be > 0; its least is {float(temperature_N.min())}")
+    if isinstance(head.temperature, Tensor) and found["temperature"]:
+        least, most = head.temperature.aminmax()
+        raise ValueError(
+            f"temperature must be > 0 and neither below {_COLDEST} nor above {_HOTTEST}; "
+            f"its least is {float(least)}, its most {float(most)}"
+        )
+    if found["bias"]:
+        raise ValueError("bias holds NaN or +inf; only finite values and -inf make a distribution")
+    raise ValueError("bias is -inf for every id that is not banned; nothing is left")
 
 
 def check_scores(logsumexp_N: Tensor) -> None:
-    """A row without any finite score has no distribution: its log-probabilities would be NaN."""
+    """After a merge of shares: a row without any finite score in any of them has no distribution."""
     empty_N = torch.isneginf(logsumexp_N)
     if bool(empty_N.any()):
         row = int(empty_N.nonzero()[0, 0])
@@ -133,7 +154,9 @@ def _check_settings(head: Head) -> None:
     if isinstance(head.temperature, Tensor):
         if head.temperature.requires_grad:
             raise ValueError("temperature requires grad, but gets none here; detach it")
-    elif not head.temperature > 0:
-        raise ValueError(f"temperature must be > 0; got {head.temperature}")
-    if head.softcap is not None and not head.softcap > 0:
-        raise ValueError(f"softcap must be > 0 or None; got {head.softcap}")
+    elif not _COLDEST <= head.temperature <= _HOTTEST:
+        raise ValueError(
+            f"temperature must be > 0 and neither below {_COLDEST} nor above {_HOTTEST}; got {head.temperature}"
+        )
+    if head.softcap is not None and not 0 < head.softcap < math.inf:
+        raise ValueError(f"softcap must be > 0 and finite, or None; got {head.softcap}")

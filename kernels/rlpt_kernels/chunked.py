@@ -69,7 +69,7 @@ class Chunked:
     def policy(
         self, problem: Problem, terms: Terms, entropy: bool, needs: Needs
     ) -> tuple[Scored, Gradients]:
-        """Log-probabilities, coefficients and gradients in one pass over the rows: 6NDV."""
+        """Log-probabilities, coefficients and float32 gradients in one pass over the rows: 6NDV."""
         rows, sums, parts = rows_for(problem), _Sums(problem, needs), []
         for where, chunk in _chunks(problem):
             scored, d_raw_NV = rows.policy(_raw(chunk), chunk, terms.of_rows(where), entropy)
@@ -84,21 +84,22 @@ class Chunked:
             torch.cat([part.logp_N for part in parts]),
             torch.cat([part.coefficient_N for part in parts]),
             torch.cat(entropies) if entropy else None,
-        ), sums.final()
+        ), sums.found
 
 
 class _Sums:
-    """Gradients summed over chunks in float32, and rounded once."""
+    """Gradients summed over chunks in float32."""
 
     def __init__(self, problem: Problem, needs: Needs) -> None:
         self._problem = problem
-        self._found = Gradients.zeros(problem, needs)
+        self.found = Gradients.zeros(problem, needs)
         if needs.weight:
-            self._found.weight_VD = torch.zeros_like(problem.weight_VD, dtype=problem.dtype)
+            weight_VD = problem.weight_VD
+            self.found.weight_VD = weight_VD.new_zeros(weight_VD.shape, dtype=problem.dtype)
 
     def add(self, where: slice, chunk: Problem, d_raw_NV: Float[Tensor, "N V"]) -> None:
         """One chunk's share."""
-        found, dtype = self._found, chunk.dtype
+        found, dtype = self.found, chunk.dtype
         if found.hidden_ND is not None:
             found.hidden_ND[where] = product(d_raw_NV, chunk.weight_VD, dtype)
         if found.weight_VD is not None:
@@ -107,10 +108,10 @@ class _Sums:
             found.bias_V += d_raw_NV.sum(dim=0, dtype=dtype)
 
     def final(self) -> Gradients:
-        """The weight's gradient in the weight's dtype."""
-        if self._found.weight_VD is not None:
-            self._found.weight_VD = self._found.weight_VD.to(self._problem.weight_VD.dtype)
-        return self._found
+        """The weight's gradient rounded, once, to the weight's dtype."""
+        if self.found.weight_VD is not None:
+            self.found.weight_VD = self.found.weight_VD.to(self._problem.weight_VD.dtype)
+        return self.found
 
 
 CHUNKED = Chunked()

@@ -1,6 +1,6 @@
 """The fused forward in Triton, and a backward of vocabulary slabs around it: nothing of size N x V is ever written.
 
-The forward leaves (max, sum, target, moment) of every tile, 16 bytes a row for 256 ids, and a second kernel
+The forward leaves (max, sum, target, moment) of every tile, 16 bytes a row, and a second kernel
 folds them in a fixed order: bitwise deterministic, and a row's numbers do not depend on the other rows. The
 backward writes the gradient of one slab of logits and hands it to two library matmuls.
 
@@ -51,7 +51,7 @@ class Fused:
         return concatenated([_scan(problem.of_rows(slice(n, n + ROWS)), wanted) for n in firsts])
 
     def count(self, problem: Problem, threshold_N: Float[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """How many scores, the target's own left out, are above a threshold in base 2."""
+        """How many scores are above a threshold in base 2 that `scan` has found, by the same tile: the same bits."""
         problem, above_N = _laid_out(problem), torch.zeros_like(problem.target_N)
         for first in range(0, len(above_N), ROWS):
             rows = slice(first, first + ROWS)
@@ -92,7 +92,9 @@ def _laid_out(problem: Problem) -> Problem:
 
 
 def _ready(matrix: Tensor, name: str) -> Tensor:
-    whole = matrix.shape[1] % 16 == 0 and matrix.stride(0) % 16 == 0 and matrix.stride(1) == 1
+    step, width = matrix.stride(0), matrix.shape[1]
+    # A step of 0 is an expanded row, which a descriptor cannot say.
+    whole = width % 16 == 0 and step % 16 == 0 and step >= width and matrix.stride(1) == 1
     if whole and matrix.data_ptr() % 16 == 0:
         return matrix
     once(
@@ -103,10 +105,9 @@ def _ready(matrix: Tensor, name: str) -> Tensor:
 
 def _slab(problem: Problem, ids: slice) -> Problem:
     """The head over some of the ids. Targets stay as they are; the kernel is told where the slab starts."""
-    inside = range(*ids.indices(len(problem.weight_VD)))
-    banned = tuple(v - ids.start for v in problem.head.banned if v in inside)
+    columns = problem.head.columns(ids.start, ids.stop - ids.start)
     bias_V = None if problem.bias_V is None else problem.bias_V[ids]
-    head = replace(problem.head, banned=banned)
+    head = replace(problem.head, banned=(), banned_B=columns)
     return replace(problem, weight_VD=problem.weight_VD[ids], bias_V=bias_V, head=head)
 
 
@@ -159,8 +160,8 @@ def _sweep(
             hidden, weight, problem.hidden_ND.stride(0), problem.weight_VD.stride(0), problem.target_N,
             problem.head.scale(problem.hidden_ND, BASE_2), bias_pointer(problem),
             *banned_pointers(problem, tile.ids), threshold_N, partial, index, *_sizes(problem),
-            problem.head.softcap or 1.0, len(problem.head.banned),
-            BANNED=bool(problem.head.banned), **features, **_settings(problem, tile),
+            problem.head.softcap or 1.0,
+            BANNED=problem.head.banned_B is not None, **features, **_settings(problem, tile),
         )  # fmt: skip
 
 
@@ -179,10 +180,9 @@ def _pull(slab: Problem, pull: Pull, start: int, buffer_NS: Tensor) -> Float[Ten
             *_sizes(slab), slab.head.softcap or 1.0, ENTROPY=pull.entropy_factor_N is not None,
             **_settings(slab, tile),
         )  # fmt: skip
-    columns = slab.head.banned
-    if columns:
+    if slab.head.banned_B is not None:
         # The kernel does not know of bans, and may have left an overflow there; no gradient comes from a banned id.
-        d_raw_NS.index_fill_(1, torch.tensor(columns, device=d_raw_NS.device), 0.0)
+        d_raw_NS.index_fill_(1, slab.head.banned_B, 0.0)
     return d_raw_NS
 
 

@@ -6,7 +6,9 @@ reward is a difference of log-probabilities, and bfloat16 logits are wrong by mo
 are large.
 """
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -36,7 +38,29 @@ class Head:
     temperature: float | Float[Tensor, " N"] = 1.0
     softcap: float | None = None
     banned: tuple[int, ...] = ()
-    """Rows of the weight at hand that are outside the softmax: probability 0, and no gradient."""
+    """Rows of the weight at hand that are outside the softmax: probability 0, and no gradient. In order."""
+    banned_B: Int[Tensor, " B"] | None = None
+    """The same on the device, copied there once a call; None without bans."""
+
+    @classmethod
+    def of(
+        cls,
+        temperature: float | Float[Tensor, " N"],
+        softcap: float | None,
+        banned: Iterable[int],
+        device: torch.device,
+    ) -> "Head":
+        """With its bans in order and on the device."""
+        ordered = tuple(sorted(set(banned)))
+        banned_B = torch.tensor(ordered, device=device) if ordered else None
+        return cls(temperature, softcap, ordered, banned_B)
+
+    def columns(self, start: int, width: int) -> Int[Tensor, " B"] | None:
+        """Which of the ids from ``start`` are banned, counted from there; None where none are."""
+        first, last = bisect_left(self.banned, start), bisect_left(self.banned, start + width)
+        if self.banned_B is None or first == last:
+            return None
+        return self.banned_B[first:last] - start
 
     def scale(self, like_ND: Float[Tensor, "N D"], unit: float) -> Float[Tensor, " N"]:
         """1 / (temperature * unit) of every row, float32: kernels multiply."""
@@ -49,7 +73,7 @@ class Head:
         """The head of some of the rows."""
         if not isinstance(self.temperature, Tensor):
             return self
-        return Head(self.temperature[index_K], self.softcap, self.banned)
+        return replace(self, temperature=self.temperature[index_K])
 
 
 @dataclass(frozen=True)
@@ -117,8 +141,8 @@ class Gradients:
         """Sums in the problem's dtype; the weight's gradient in the weight's."""
         hidden_ND, weight_VD, dtype = problem.hidden_ND, problem.weight_VD, problem.dtype
         return cls(
-            torch.zeros_like(hidden_ND, dtype=dtype) if needs.hidden else None,
-            torch.zeros_like(weight_VD) if needs.weight else None,
+            hidden_ND.new_zeros(hidden_ND.shape, dtype=dtype) if needs.hidden else None,
+            weight_VD.new_zeros(weight_VD.shape) if needs.weight else None,
             weight_VD.new_zeros(len(weight_VD), dtype=dtype) if needs.bias else None,
         )
 
@@ -129,16 +153,8 @@ def scores(raw_NS: Float[Tensor, "N S"], head: Head, start: int) -> Float[Tensor
     if head.softcap is not None:
         score_NS = head.softcap * torch.tanh(raw_NS / head.softcap)
     score_NS = over_temperature(score_NS, head.temperature)
-    columns = banned_columns(head, start, score_NS.shape[1], score_NS.device)
+    columns = head.columns(start, score_NS.shape[1])
     return score_NS if columns is None else score_NS.index_fill_(1, columns, -torch.inf)
-
-
-def banned_columns(
-    head: Head, start: int, width: int, device: torch.device
-) -> Int[Tensor, " B"] | None:
-    """Which of the ids from ``start`` are banned; None where none are."""
-    inside = [v - start for v in head.banned if 0 <= v - start < width]
-    return torch.tensor(inside, device=device) if inside else None
 
 
 def over_temperature(

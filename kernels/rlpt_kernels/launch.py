@@ -67,21 +67,18 @@ def bias_pointer(problem: Problem) -> Float[Tensor, " V"]:
 
 def keep_pointer(problem: Problem) -> Int8[Tensor, " V"]:
     """1 for each id inside the softmax, 0 for each that is banned; empty where none are."""
-    if not problem.head.banned:
+    banned_B = problem.head.banned_B
+    if banned_B is None:
         return problem.hidden_ND.new_empty(0, dtype=torch.int8)
     keep_V = problem.hidden_ND.new_ones(len(problem.weight_VD), dtype=torch.int8)
-    columns = torch.tensor(problem.head.banned, device=keep_V.device)
-    return keep_V.index_fill_(0, columns, 0)
+    return keep_V.index_fill_(0, banned_B, 0)
 
 
-def banned_pointers(
-    problem: Problem, ids: int
-) -> tuple[Int32[Tensor, " B"], Int8[Tensor, " tiles"]]:
-    """The banned ids; and 1 for each tile of ``ids`` ids that holds one, and for the last. Empty without bans."""
-    like, banned, vocab = problem.hidden_ND, problem.head.banned, len(problem.weight_VD)
-    if not banned:
-        return like.new_empty(0, dtype=torch.int32), like.new_empty(0, dtype=torch.int8)
-    edge_T = like.new_zeros(-(-vocab // ids), dtype=torch.int8)
-    tiles = sorted({v // ids for v in (*banned, vocab - 1)})
-    edge_T = edge_T.index_fill_(0, torch.tensor(tiles, device=like.device), 1)
-    return torch.tensor(banned, dtype=torch.int32, device=like.device), edge_T
+def banned_pointers(problem: Problem, ids: int) -> tuple[Int32[Tensor, " B"], Int32[Tensor, " T"]]:
+    """The banned ids in order, and where in them each tile of ``ids`` ids begins and ends; empty without bans."""
+    like, banned_B = problem.hidden_ND, problem.head.banned_B
+    if banned_B is None:
+        return like.new_empty(0, dtype=torch.int32), like.new_empty(0, dtype=torch.int32)
+    tiles = -(-len(problem.weight_VD) // ids)
+    border_T = torch.arange(tiles + 1, device=like.device) * ids
+    return banned_B.int(), torch.searchsorted(banned_B, border_T, out_int32=True)

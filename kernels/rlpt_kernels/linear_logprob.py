@@ -83,11 +83,11 @@ def choose(
     half = hidden_MD.dtype == weight_VD.dtype and hidden_MD.dtype in (torch.float16, torch.bfloat16)
     if hidden_MD.is_cuda and half and why_not(hidden_MD.device) is None:
         chosen: Implementation = "triton"
-    elif grouped or torch.compiler.is_compiling() or num_rows * len(weight_VD) > FULL_LOGITS:
-        # The reference is plain torch whose products must stay exact: a compiled graph would break at it.
+    elif hidden_MD.is_cuda or grouped or torch.compiler.is_compiling():
+        # A compiled graph would break at the reference, whose products must stay exact.
         chosen = "slabs"
     else:
-        chosen = "reference"
+        chosen = "slabs" if num_rows * len(weight_VD) > FULL_LOGITS else "reference"
     once(f"linear_logprob: auto takes {chosen} for {hidden_MD.dtype} on {hidden_MD.device.type}")
     return chosen
 
@@ -116,8 +116,8 @@ def _reference(
     stop: int, ignore_index: int, head: Head, wanted: Wanted,
 ) -> LogProb:  # fmt: skip
     ignored_N = target_N == ignore_index
-    per_row = head.temperature if isinstance(head.temperature, Tensor) else None
-    check_values(target_N, ignore_index, stop, rows, len(hidden_MD), per_row)
+    head = Head.of(head.temperature, head.softcap, head.banned, hidden_MD.device)
+    check_values(target_N, ignore_index, stop, rows, len(hidden_MD), bias_V, head)
     local_N = torch.where(ignored_N, -1, target_N.long())
     hidden_ND = hidden_MD if rows is None else hidden_MD.index_select(0, rows)
     problem = Problem(

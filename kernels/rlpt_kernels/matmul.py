@@ -1,5 +1,6 @@
 """Matrix products that keep float32: operands may be half precision, sums and results never are."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,20 +9,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_lock = threading.Lock()
+_inside: list[list[str]] = []
+"""What the process had chosen, once for each thread that is inside `exact`."""
+
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """No autocast, and no TF32 or bfloat16 inside float32 products, whatever the process allows elsewhere."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
-    before = [backend.fp32_precision for backend in backends]
+    """No autocast, and no TF32 or bfloat16 inside float32 products, whatever the process allows elsewhere.
+
+    The setting is the process's: the first thread in saves it and the last one out restores it.
+    """
+    with _lock:
+        _inside.append(_inside[0] if _inside else _precisions())
+        _set_precisions(["ieee", "ieee"])
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        with _lock:
+            before = _inside.pop()
+            if not _inside:
+                _set_precisions(before)
+
+
+def _precisions() -> list[str]:
+    return [backend.fp32_precision for backend in _backends()]
+
+
+def _set_precisions(precisions: list[str]) -> None:
+    for backend, precision in zip(_backends(), precisions, strict=True):
+        backend.fp32_precision = precision
+
+
+def _backends() -> tuple[Any, ...]:
+    return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # pyright: ignore
 
 
 def product(
@@ -38,7 +60,7 @@ def product(
 def add_product(
     out_NS: Float[Tensor, "N S"], a_NK: Float[Tensor, "N K"], b_KS: Float[Tensor, "K S"]
 ) -> None:
-    """out += a @ b, inside the product where the dtypes allow it: no second matrix, no second pass."""
+    """out += a @ b, inside the product where all are of one dtype; half precision on a GPU takes a second pass."""
     if a_NK.dtype == b_KS.dtype == out_NS.dtype:
         out_NS.addmm_(a_NK, b_KS)
     else:

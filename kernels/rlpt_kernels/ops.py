@@ -4,6 +4,7 @@ An operator's outputs are fixed, so those that nobody asked for are empty.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -56,23 +57,22 @@ def linear_logprob_op(
     group: str, impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(logp, logsumexp, entropy, argmax, rank, max, sum); the last two are for the backward."""
-    check_values(
-        target, ignore_index, None if group else vocab_stop, rows, len(hidden), temperature_N
-    )
+    head = Head.of(_either(temperature, temperature_N), softcap, banned, hidden.device)
+    vocab = None if group else vocab_stop
+    check_values(target, ignore_index, vocab, rows, len(hidden), None if group else bias, head)
     problem = problem_of(
-        hidden, weight, bias, target, rows, temperature_N, temperature, softcap, ignore_index, banned,
-        vocab_start, vocab_stop,
-    )  # fmt: skip
+        hidden, weight, bias, target, rows, head, ignore_index, vocab_start, vocab_stop
+    )
     implementation, wanted = IMPLEMENTATIONS[impl], Wanted(entropy, argmax, rank)
     with exact(hidden.device):
         softmax = implementation.scan(problem, wanted)
         if group:
             softmax, vocab = merge(softmax, vocab_start, vocab_stop, wanted, group)
-            check_values(target, ignore_index, vocab, None, 0, None)
-        check_scores(softmax.logsumexp())
-        above_N = (
-            implementation.count(problem, softmax.target_N) if rank else target.new_empty(0).long()
-        )
+            check_values(target, ignore_index, vocab, None, 0, None, Head())
+            check_scores(softmax.logsumexp())
+        above_N = target.new_empty(0).long()
+        if rank:
+            above_N = implementation.count(problem, softmax.target_N)
     if rank and group:
         summed(above_N, group)
     ignored_N = target == ignore_index
@@ -99,10 +99,10 @@ def linear_logprob_backward_op(
     need_hidden: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(d_hidden, d_weight, d_bias). Rows without any gradient are dropped before the first matmul, which is exact."""
+    head = Head.of(_either(temperature, temperature_N), softcap, banned, hidden.device)
     problem = problem_of(
-        hidden, weight, bias, target, rows, temperature_N, temperature, softcap, ignore_index, banned,
-        vocab_start, vocab_stop,
-    )  # fmt: skip
+        hidden, weight, bias, target, rows, head, ignore_index, vocab_start, vocab_stop
+    )
     implementation, needs = IMPLEMENTATIONS[impl], Needs(need_hidden, need_weight, need_bias)
     live_N = torch.zeros_like(max_N)
     if d_logp is not None:
@@ -121,21 +121,26 @@ def linear_logprob_backward_op(
         rows = index_K if rows is None else rows[index_K]
     with exact(hidden.device):
         found = implementation.pull(problem, pull, needs)
-    return placed(found, hidden, weight, bias, rows, group)
+    d_hidden, d_weight, d_bias = placed(found, hidden, weight, bias, rows, group)
+    d_bias = d_bias if bias is None else d_bias.to(bias.dtype)
+    return d_hidden.to(hidden.dtype), d_weight, d_bias
+
+
+def _either(temperature: float, temperature_N: Tensor | None) -> float | Tensor:
+    return temperature if temperature_N is None else temperature_N
 
 
 def problem_of(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, rows: Tensor | None,
-    temperature_N: Tensor | None, temperature: float, softcap: float | None, ignore_index: int,
-    banned: Sequence[int], vocab_start: int, vocab_stop: int,
+    head: Head, ignore_index: int, vocab_start: int, vocab_stop: int,
 ) -> Problem:  # fmt: skip
     """This rank's share: rows gathered, padding cut off, ids counted from the share's first."""
     count = vocab_stop - vocab_start
     inside_N = (target != ignore_index) & (target >= vocab_start) & (target < vocab_stop)
     local_N = torch.where(inside_N, target.long() - vocab_start, -1)
     hidden_ND = hidden if rows is None else hidden.index_select(0, rows)
-    local_bans = tuple(v - vocab_start for v in banned if vocab_start <= v < vocab_stop)
-    head = Head(temperature if temperature_N is None else temperature_N, softcap, local_bans)
+    local = tuple(v - vocab_start for v in head.banned if vocab_start <= v < vocab_stop)
+    head = replace(head, banned=local, banned_B=head.columns(vocab_start, count))
     return Problem(hidden_ND, weight[:count], None if bias is None else bias[:count], local_N, head)
 
 
@@ -147,21 +152,26 @@ def placed(
     rows: Tensor | None,
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in the places and dtypes of the inputs: dH of repeated rows is summed, then rounded once."""
+    """Gradients in the places of the inputs, in the dtypes they were summed in: dH of repeated rows is summed."""
     d_hidden, d_weight, d_bias = hidden.new_empty(0), weight.new_empty(0), weight.new_empty(0)
     if found.hidden_ND is not None:
-        whole = found.hidden_ND
-        if rows is not None:
-            # index_put_ is deterministic where index_add_ is not.
-            whole = torch.zeros_like(hidden, dtype=whole.dtype).index_put_(
-                (rows,), whole, accumulate=True
-            )
-        d_hidden = (summed(whole, group) if group else whole).to(hidden.dtype)
+        d_hidden = (
+            found.hidden_ND if rows is None else _scattered(found.hidden_ND, rows, len(hidden))
+        )
+        d_hidden = summed(d_hidden, group) if group else d_hidden
     if found.weight_VD is not None:
         d_weight = _padded(found.weight_VD, len(weight))
     if found.bias_V is not None and bias is not None:
-        d_bias = _padded(found.bias_V.to(bias.dtype), len(bias))
+        d_bias = _padded(found.bias_V, len(bias))
     return d_hidden, d_weight, d_bias
+
+
+def _scattered(value_ND: Tensor, rows_N: Tensor, height: int) -> Tensor:
+    """Rows put where they came from, repeated ones summed in a fixed order: the choice differs by device."""
+    whole_MD = value_ND.new_zeros(height, value_ND.shape[1])
+    if value_ND.is_cuda:
+        return whole_MD.index_put_((rows_N,), value_ND, accumulate=True)
+    return whole_MD.index_add_(0, rows_N, value_ND)
 
 
 def _padded(gradient: Tensor, length: int) -> Tensor:

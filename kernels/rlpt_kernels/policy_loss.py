@@ -73,14 +73,15 @@ def linear_policy_loss(
     stop = check_shares(weight_VD, vocab_start, vocab_stop, group is not None, head.banned)
     ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)
     terms = _terms(target_N, behaviour_logp_N, advantage_N, mask_N, ratio)
+    target_N = target_N.masked_fill(mask_N == 0, ignore_index)
     needs = _needs(hidden_MD, weight_VD, bias)
-    if _one_pass(impl, needs, group, hidden_MD):
+    if _one_pass(impl, needs, group, hidden_MD, weight_VD):
         return _left_by_the_forward(
             hidden_MD, weight_VD, target_N, bias, rows, head, ignore_index, stop, terms, needs,
             entropy,
         )  # fmt: skip
     scored = linear_logprob(
-        hidden_MD, weight_VD, torch.where(mask_N != 0, target_N, ignore_index),
+        hidden_MD, weight_VD, target_N,
         temperature=temperature, bias=bias, softcap=softcap, ignore_index=ignore_index, banned=banned, rows=rows,
         entropy=entropy, vocab_start=vocab_start, vocab_stop=vocab_stop, group=group, impl=impl,
     )  # fmt: skip
@@ -88,16 +89,24 @@ def linear_policy_loss(
 
 
 def _one_pass(
-    impl: Implementation, needs: Needs, group: ProcessGroup | None, hidden_MD: Tensor
+    impl: Implementation,
+    needs: Needs,
+    group: ProcessGroup | None,
+    hidden_MD: Tensor,
+    weight_VD: Tensor,
 ) -> bool:
-    """Whether the forward leaves the gradients; says what `auto` takes."""
+    """Whether the forward leaves the gradients; says what `auto` takes.
+
+    Not for float16: a loss scale that comes from above would come after gradients have underflowed.
+    """
     if impl == "chunked" and group is not None:
         raise ValueError(
             "impl = 'chunked' needs the whole vocabulary on one rank; with a group choose slabs or triton"
         )
     if impl != "auto":
         return impl == "chunked"
-    one_pass = any(needs) and group is None
+    scaled = torch.float16 in (hidden_MD.dtype, weight_VD.dtype)
+    one_pass = any(needs) and group is None and not scaled
     how = "one pass (chunked)" if one_pass else "recomputation"
     once(f"linear_policy_loss: auto takes {how} for {hidden_MD.dtype} on {hidden_MD.device.type}")
     return one_pass

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlpt_kernels.checks import check_values
 from rlpt_kernels.chunked import CHUNKED
-from rlpt_kernels.head import Needs, Wanted
+from rlpt_kernels.head import Head, Needs, Wanted
 from rlpt_kernels.matmul import exact
 from rlpt_kernels.objective import Ratio
 from rlpt_kernels.ops import placed, problem_of
@@ -24,11 +24,10 @@ def linear_policy_loss_op(
     need_hidden: bool, need_weight: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, logp, coefficient, entropy, d_hidden, d_weight, d_bias)."""
-    check_values(target, ignore_index, vocab_stop, rows, len(hidden), temperature_N)
-    problem = problem_of(
-        hidden, weight, bias, target, rows, temperature_N, temperature, softcap, ignore_index, banned,
-        0, vocab_stop,
-    )  # fmt: skip
+    per_row = temperature if temperature_N is None else temperature_N
+    head = Head.of(per_row, softcap, banned, hidden.device)
+    check_values(target, ignore_index, vocab_stop, rows, len(hidden), bias, head)
+    problem = problem_of(hidden, weight, bias, target, rows, head, ignore_index, 0, vocab_stop)
     ratio = Ratio(trust_region, clip_low, clip_high, tv_delta, max_ratio)  # pyright: ignore[reportArgumentType]
     used_N = (mask != 0) & (target != ignore_index)
     terms = Terms(
@@ -63,15 +62,16 @@ def _(
     return (
         per_row.new_empty(()), per_row, torch.empty_like(per_row),
         torch.empty_like(per_row) if entropy else per_row.new_empty(0),
-        torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else hidden.new_empty(0),
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else weight.new_empty(0),
-        torch.empty_like(bias) if need_bias and bias is not None else weight.new_empty(0),
+        hidden.new_empty(hidden.shape, dtype=real) if need_hidden else hidden.new_empty(0),
+        weight.new_empty(weight.shape, dtype=real) if need_weight else weight.new_empty(0),
+        weight.new_empty(len(weight), dtype=real) if need_bias else weight.new_empty(0),
     )  # fmt: skip
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # In float32 until they meet the gradient from above: a loss scale comes before the rounding.
     ctx.save_for_backward(*output[4:])
-    ctx.count = len(inputs)
+    ctx.count, ctx.dtypes = len(inputs), [None if x is None else x.dtype for x in inputs[:3]]
     ctx.set_materialize_grads(False)
 
 
@@ -80,8 +80,8 @@ def _backward(ctx: Any, d_loss: Tensor | None, *_: Tensor | None) -> tuple[Tenso
         return (None,) * ctx.count
     needs = ctx.needs_input_grad[:3]
     scaled = [
-        (gradient * d_loss).to(gradient.dtype) if need else None
-        for gradient, need in zip(ctx.saved_tensors, needs, strict=True)
+        (gradient * d_loss).to(dtype) if need else None
+        for gradient, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, needs, strict=True)
     ]
     return (*scaled, *(None for _ in range(ctx.count - 3)))
 

@@ -1,27 +1,48 @@
 """The definition of correct: full float32 logits, gradients by autograd. Memory N x V."""
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from rlpt_kernels.checks import check_scores
 from rlpt_kernels.head import LogProb, Problem, Wanted, scores
 from rlpt_kernels.matmul import exact
+
+
+class _Product(torch.autograd.Function):
+    """hidden @ weight.T whose backward is as exact as its forward, wherever and whenever that runs."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_ND, weight_VD)
+        with exact(hidden_ND.device):
+            return hidden_ND @ weight_VD.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        hidden_ND, weight_VD = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad
+        with exact(hidden_ND.device):
+            d_hidden_ND = grads[0] @ weight_VD if needs_hidden else None
+            return d_hidden_ND, grads[0].T @ hidden_ND if needs_weight else None
 
 
 def linear_logprob_reference(problem: Problem, ignored_N: Tensor, wanted: Wanted) -> LogProb:
     """See ``linear_logprob``; the checks have passed."""
     with exact(problem.hidden_ND.device):
-        raw_NV = problem.hidden_ND.to(problem.dtype) @ problem.weight_VD.to(problem.dtype).T
+        wide = (problem.hidden_ND.to(problem.dtype), problem.weight_VD.to(problem.dtype))
+        raw_NV = cast(Tensor, _Product.apply(*wide))
         if problem.bias_V is not None:
             raw_NV = raw_NV + problem.bias_V.to(problem.dtype)
         score_NV = scores(raw_NV, problem.head, 0)
-        logp_NV, logsumexp_N = torch.log_softmax(score_NV, dim=1), torch.logsumexp(score_NV, dim=1)
-        check_scores(logsumexp_N)
+        logp_NV = torch.log_softmax(score_NV, dim=1)
         index_N1 = problem.target_N.clamp(min=0)[:, None]
         return LogProb(
             _pick(logp_NV.gather(1, index_N1)[:, 0], ignored_N),
-            logsumexp_N,
+            torch.logsumexp(score_NV, dim=1),
             _entropy(score_NV) if wanted.entropy else None,
             score_NV.argmax(dim=1) if wanted.argmax else None,
             _rank(score_NV, index_N1, ignored_N) if wanted.rank else None,

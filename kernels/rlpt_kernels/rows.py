@@ -112,7 +112,7 @@ class TritonRows:
     """One program per row; see `triton_rows`."""
 
     unit = BASE_2
-    BLOCK = 4096
+    BLOCK = 2048
     """Logits per step of a row."""
 
     def scan(self, raw_NV: Float[Tensor, "N V"], chunk: Problem, wanted: Wanted) -> Softmax:
@@ -165,6 +165,6 @@ class TritonRows:
             kernel[(len(raw_NV),)](
                 raw_NV, raw_NV.stride(0), chunk.target_N, head.scale(raw_NV, BASE_2),
                 bias_pointer(chunk), keep_pointer(chunk), *raw_NV.shape, head.softcap or 1.0, *rest,
-                BIAS=chunk.bias_V is not None, SOFTCAP=head.softcap is not None, BANNED=bool(head.banned),
+                BIAS=chunk.bias_V is not None, SOFTCAP=head.softcap is not None, BANNED=head.banned_B is not None,
                 BLOCK=self.BLOCK, num_warps=8, **features,
             )  # fmt: skip

@@ -29,9 +29,10 @@ def merge(local: Softmax, start: int, stop: int, wanted: Wanted, group: str) -> 
     mine = _packed(local, start, stop)
     everyone = mine.new_empty(process_group.size(), *mine.shape)
     dist.all_gather_single(everyone.flatten(0, 1), mine, group=process_group)
-    shares = sorted(
-        (int(a), int(b), rank) for rank, (a, b) in enumerate(everyone[:, -1, :2].tolist())
-    )
+    told = everyone[:, -1, :3].tolist()
+    if len({unit for _, _, unit in told}) > 1:
+        raise ValueError("impl differs between ranks: some count scores in base 2, some in base e")
+    shares = sorted((int(a), int(b), rank) for rank, (a, b, _) in enumerate(told))
     _check_shares(shares)
     parts = [_unpacked(everyone[rank, :-1], local.unit, wanted) for _, _, rank in shares]
     merged = parts[0]
@@ -55,7 +56,7 @@ def _packed(local: Softmax, start: int, stop: int) -> Float[Tensor, "N1 C"]:
         columns.append((local.argmax_N + start).to(local.max_N.dtype))
     statistics_NC = torch.stack(columns, dim=1)
     share_1C = statistics_NC.new_zeros(1, statistics_NC.shape[1])
-    share_1C[0, 0], share_1C[0, 1] = start, stop
+    share_1C[0, 0], share_1C[0, 1], share_1C[0, 2] = start, stop, local.unit
     return torch.cat([statistics_NC, share_1C])
 
 

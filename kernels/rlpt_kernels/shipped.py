@@ -133,8 +133,8 @@ def _problem(case: Case, rows: int, vocab: int, width: int) -> Problem:
     weight_VD = torch.zeros(vocab, width, dtype=DTYPES[case.dtype])
     # A caller's own slice of targets may start anywhere.
     target_N = torch.zeros(rows + 1, dtype=torch.long)[rows % 2 :][:rows]
-    banned = (1,) if case.has("banned") else ()
-    head = Head(softcap=30.0 if case.has("softcap") else None, banned=banned)
+    banned, softcap = (1, 40) if case.has("banned") else (), 30.0 if case.has("softcap") else None
+    head = Head.of(1.0, softcap, banned, hidden_ND.device)
     bias_V = torch.zeros(vocab) if case.has("bias") else None
     return Problem(hidden_ND, weight_VD, bias_V, target_N, head)
 

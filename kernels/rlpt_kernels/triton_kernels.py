@@ -48,8 +48,10 @@ def _load(
 
 @triton.jit
 def _tanh(x):
-    """No libdevice: the interpreter has none."""
-    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    """No libdevice: the interpreter has none. Near 0, where 2 sigmoid(2x) - 1 cancels, the series up to x^9."""
+    y = x * x
+    series = x + x * y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835))))
+    return tl.where(y < 0.09, series, 2.0 * tl.sigmoid(2.0 * x) - 1.0)
 
 
 @triton.jit
@@ -79,8 +81,8 @@ def _scores(
 @triton.jit
 def scan_kernel(
     hidden, weight, hidden_stride, weight_stride,
-    target_ptr, scale_ptr, bias_ptr, banned_ptr, edge_ptr, threshold_ptr, partial_ptr, index_ptr,
-    N, V, D, softcap, banned,
+    target_ptr, scale_ptr, bias_ptr, banned_ptr, border_ptr, threshold_ptr, partial_ptr, index_ptr,
+    N, V, D, softcap,
     TMA: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BIAS: tl.constexpr, SOFTCAP: tl.constexpr, BANNED: tl.constexpr,
     ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, COUNT: tl.constexpr,
@@ -114,12 +116,13 @@ def scan_kernel(
             )  # fmt: skip
             edge = v == tiles_v - 1
             if BANNED:
-                edge = tl.load(edge_ptr + v) != 0
+                first, last = tl.load(border_ptr + v), tl.load(border_ptr + v + 1)
+                edge = edge | (first < last)
             if edge:
                 score = tl.where((column_V < V)[None, :], score, float("-inf"))
                 if BANNED:
                     # One id at a time: a mask of a whole tile's columns would not fit beside the scores.
-                    for place in range(banned):
+                    for place in range(first, last):
                         score = tl.where(
                             (column_V == tl.load(banned_ptr + place))[None, :], float("-inf"), score
                         )

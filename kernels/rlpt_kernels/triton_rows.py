@@ -114,7 +114,7 @@ def _coefficient(
     """weight M min(ratio, cap) advantage, as in `objective.coefficients`. TRUST: its place in `TRUST_REGIONS`."""
     log_ratio = logp - behaviour_logp
     away = ((advantage > 0) & (log_ratio > 0)) | ((advantage < 0) & (log_ratio < 0))
-    masked = log_ratio != log_ratio
+    masked = log_ratio < float("-inf")
     if TRUST == 1:
         masked = ((advantage > 0) & (log_ratio > log_high)) | (
             (advantage < 0) & (log_ratio < log_low)
@@ -122,7 +122,8 @@ def _coefficient(
     if TRUST == 2:
         distance = tl.abs(tl.exp(logp) - tl.exp(behaviour_logp))
         masked = away & (distance > tv_delta)
-    ratio = tl.exp(tl.minimum(log_ratio, log_cap))
+    # Not a minimum, which may pass over a NaN.
+    ratio = tl.exp(tl.where(log_ratio > log_cap, log_cap, log_ratio))
     kept = (weight != 0) & (advantage != 0) & (masked == 0)
     # Select, never multiply by 0: a row that is left out may hold anything.
     return tl.where(kept, weight * ratio * advantage, 0.0)

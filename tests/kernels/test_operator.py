@@ -8,7 +8,8 @@ import torch
 
 from rlpt_kernels import fused, linear_logprob, notes
 from rlpt_kernels.linear_logprob import choose
-from rlpt_kernels.ops import IMPLEMENTATIONS, linear_logprob_op
+from rlpt_kernels.matmul import exact
+from rlpt_kernels.ops import IMPLEMENTATIONS, linear_logprob_backward_op, linear_logprob_op
 from rlpt_kernels.policy_op import linear_policy_loss_op
 from rlpt_kernels.rows import TritonRows
 
@@ -19,26 +20,17 @@ OPAQUE = ["slabs", "chunked", "triton"]
 def test_the_operator_keeps_torchs_rules(impl, problem):
     """Schema, fake kernels, autograd registration: PyTorch's own checks."""
     hidden_ND, weight_VD, target_N = problem(rows=5, vocab=100)
-    leaves = [x.requires_grad_() for x in (hidden_ND, weight_VD, torch.zeros(100))]
+    across = [x.T.contiguous().T for x in (hidden_ND, weight_VD)]
+    leaves = [x.requires_grad_() for x in (*across, torch.zeros(100))]
     rows_N = torch.tensor([1, 1, 0, 4, 2])
-    call = (
-        *leaves,
-        target_N,
-        rows_N,
-        torch.linspace(0.5, 2, 5),
-        1.0,
-        5.0,
-        -100,
-        (3,),
-        True,
-        True,
-        True,
-        0,
-        100,
-        "",
-        impl,
-    )
-    torch.library.opcheck(linear_logprob_op, call)
+    call = (*leaves, target_N, rows_N, torch.linspace(0.5, 2, 5), 1.0, 5.0, -100, (3,))
+    settings = (True, True, True, 0, 100, "", impl)
+    torch.library.opcheck(linear_logprob_op, (*call, *settings))
+    logp, _, entropy, _, _, top, total = (x.detach() for x in linear_logprob_op(*call, *settings))
+    ones = torch.ones(5)
+    backward = (logp, entropy, top, total, ones, None, ones, True, True, True)
+    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in call]
+    torch.library.opcheck(linear_logprob_backward_op, (*detached, *settings, *backward))
     terms = (torch.full((5,), -4.0), torch.linspace(-1, 1, 5), torch.ones(5))
     rest = (1.0, None, -100, (3,), 100, "clip", 0.2, 0.2, 0.2, 5.0, True, True, True, True)
     torch.library.opcheck(linear_policy_loss_op, (*leaves, target_N, rows_N, None, *terms, *rest))
@@ -51,8 +43,6 @@ def test_process_wide_matmul_settings_change_no_bit(impl, problem):
     def run():
         leaves = [x.clone().requires_grad_() for x in (hidden_ND, weight_VD)]
         found = linear_logprob(*leaves, target_N, impl=impl)
-        if impl == "reference":
-            return [found.logp.detach()]
         return [found.logp.detach(), *torch.autograd.grad(found.logp.sum(), leaves)]
 
     plain = run()
@@ -271,3 +261,53 @@ def test_unknown_and_unfit_implementations_are_refused(problem, monkeypatch):
         ValueError, match="impl = 'triton': tensors are on cpu; move the tensors to a GPU"
     ):
         linear_logprob(hidden_ND, weight_VD, target_N, impl="triton")
+
+
+def test_two_threads_inside_leave_the_process_as_it_was():
+    """The first one in saves the settings, the last one out restores them, in whatever order they leave."""
+    torch.set_float32_matmul_precision("medium")
+    try:
+        first, second = exact(torch.device("cpu")), exact(torch.device("cpu"))
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        second.__exit__(None, None, None)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("softcap", [5.0, 30.0, 1e3, 1e5])
+def test_a_softcap_far_above_the_scores_loses_no_digits(
+    impl, softcap, problem, exact, assert_matches
+):
+    """tanh near 0: 2 sigmoid(2x) - 1 cancels, and the softcap multiplies what is left."""
+    hidden_ND, weight_VD, target_N = problem(vocab=300, spread=1.5)
+    found = linear_logprob(hidden_ND, weight_VD, target_N, softcap=softcap, entropy=True, impl=impl)
+    assert_matches(found, exact(hidden_ND, weight_VD, target_N, softcap=softcap))
+
+
+def test_many_bans_in_many_tiles(impl, problem, exact, assert_matches):
+    """In any order, some twice, whole tiles of them."""
+    hidden_ND, weight_VD, target_N = problem(vocab=1500)
+    target_N = target_N.clamp(100, 200)
+    banned = [*range(1499, 700, -3), *range(512, 768), 0, 0, 7]
+    bias_V = torch.zeros(1500)
+    bias_V[banned] = -torch.inf
+    found = linear_logprob(
+        hidden_ND,
+        weight_VD,
+        target_N,
+        banned=banned,
+        entropy=True,
+        argmax=True,
+        rank=True,
+        impl=impl,
+    )
+    wanted = exact(hidden_ND, weight_VD, target_N, bias=bias_V)
+    assert_matches(found, wanted)
+    assert found.argmax.tolist() == wanted[3].argmax(dim=1).tolist()
+    assert (
+        found.rank.tolist() == (wanted[3] > wanted[3].gather(1, target_N[:, None])).sum(1).tolist()
+    )

@@ -142,18 +142,21 @@ def test_it_is_the_objective_of_the_trainer(impl, problem):
     assert found.logp[2].item() == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
 def test_padding_may_hold_anything(impl, problem):
-    """NaN in a row of mask 0 reaches neither the loss nor any gradient."""
+    """NaN in a row of mask 0 reaches neither the loss nor a gradient. (The reference multiplies by 0: not there.)"""
     hidden_ND, weight_VD, target_N = problem(vocab=150)
     old_N, advantage_N, mask_N = terms(len(target_N))
 
     def run(spoil):
-        hidden, old, advantage = hidden_ND.clone(), old_N.clone(), advantage_N.clone()
+        hidden, target = hidden_ND.clone(), target_N.clone()
+        old, advantage = old_N.clone(), advantage_N.clone()
         if spoil:
             old[2], advantage[2] = math.nan, math.inf
-            hidden[2] = 1e30 if impl in ("reference", "slabs", "triton") else math.nan
+            hidden[2] = 1e30 if impl == "reference" else math.nan
+            target[2] = 10_000
         leaves = [hidden.requires_grad_(), weight_VD.clone().requires_grad_()]
-        loss = linear_policy_loss(*leaves, target_N, old, advantage, mask_N, impl=impl).loss
+        loss = linear_policy_loss(*leaves, target, old, advantage, mask_N, impl=impl).loss
         return loss, *torch.autograd.grad(loss, leaves)
 
     for spoiled, clean in zip(run(True), run(False), strict=True):
@@ -262,6 +265,45 @@ def test_rows_without_mask_or_advantage_reach_no_matmul_of_a_gradient(problem, m
     assert seen == [6]
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize(
+    "trust", [{}, {"trust_region": "clip", "max_ratio": 5.0}, {"trust_region": "tv"}]
+)
+def test_a_ratio_that_is_not_a_number_is_not_hidden(impl, trust, problem):
+    hidden_ND, weight_VD, target_N = problem(vocab=150)
+    old_N, advantage_N, mask_N = terms(len(target_N))
+    old_N[4] = math.nan
+    found = linear_policy_loss(
+        hidden_ND,
+        weight_VD.requires_grad_(),
+        target_N,
+        old_N,
+        advantage_N,
+        mask_N,
+        impl=impl,
+        **trust,
+    )
+    assert math.isnan(found.coefficient[4].item())
+    assert math.isnan(found.loss.item())
+
+
+def test_a_loss_scale_reaches_float16_gradients_before_they_are_rounded(impl, problem):
+    """Weights of 1e-7 underflow in float16, and times 65536 they do not."""
+    hidden_ND, weight_VD, target_N = problem(rows=40, vocab=150, dtype=torch.float16)
+    old_N, advantage_N, _ = terms(40)
+    mask_N = torch.full((40,), 1e-7)
+    small, large = [], []
+    for scale, into in ((1.0, small), (65536.0, large)):
+        leaves = [
+            x.clone().float().requires_grad_() if scale == 1.0 else x.clone().requires_grad_()
+            for x in (hidden_ND, weight_VD)
+        ]
+        loss = linear_policy_loss(*leaves, target_N, old_N, advantage_N, mask_N, impl=impl).loss
+        into += torch.autograd.grad(loss * scale, leaves)
+    for a, b in zip(small, large, strict=True):
+        assert (65536 * a - b.float()).norm() <= 1e-3 * b.float().norm()
+
+
 def test_nothing_to_learn_is_a_zero(impl, problem):
     hidden_ND, weight_VD, target_N = problem(vocab=150)
     old_N, advantage_N, mask_N = terms(len(target_N))
@@ -279,6 +321,7 @@ def test_nothing_to_learn_is_a_zero(impl, problem):
         (r"max_ratio must be > 0 or None; got 0", {"max_ratio": 0.0}),
         (r"target\[0\] = 150 is outside", {"target_N": torch.full((9,), 150)}),
         (r"temperature must be > 0", {"temperature": -1.0}),
+        (r"bias is -inf for every id", {"bias": torch.full((150,), -math.inf)}),
     ],
 )
 def test_mistakes_are_refused_by_name(message, change, problem):
