@@ -4,9 +4,8 @@ The forward leaves (max, sum, target, moment) of every tile, 16 bytes a row, and
 folds them in a fixed order: bitwise deterministic, and a row's numbers do not depend on the other rows. The
 backward writes the gradient of one slab of logits and hands it to two library matmuls.
 
-Index arithmetic: a tile's corner is 64-bit (row x width), offsets inside a tile stay below 256 x stride;
-partials have ROWS x 4 x tiles entries, below 2^31 for any vocabulary below 2^31 / 4 ROWS x 128 = 4 million
-ids.
+Index arithmetic: a tile's corner and a tile's partials are reached by 64-bit offsets; inside a tile offsets stay
+below 256 x stride.
 """
 
 from dataclasses import replace
@@ -32,7 +31,7 @@ from rlpt_kernels.softmax import BASE_2, Pull, Softmax, concatenated
 from rlpt_kernels.tiles import Tile
 
 ROWS = 16384
-"""Rows per launch of the forward: bounds the partials at 150 MB for 152k ids."""
+"""Rows per launch of the forward: bounds the partials at 150 MB for 152k ids in tiles of 256, 620 MB in tiles of 64."""
 SLAB = 8192
 """Ids per slab of the backward."""
 
