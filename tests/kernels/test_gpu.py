@@ -124,6 +124,32 @@ def test_the_one_pass_loss_is_the_recomputed_one(trust_region):
         assert (a.float() - b.float()).norm() <= 5e-3 * b.float().norm()
 
 
+@pytest.mark.parametrize("impl", ["triton", "chunked"])
+def test_every_feature_at_once_is_the_references(impl):
+    """Bans, bias, softcap, a temperature a row, ignored rows, repeated rows, rank, and the gradient of it all."""
+    hidden_ND, weight_VD, target_N = on_gpu(300, 512, 20_001)
+    target_N = target_N.clamp(10, 20_000)
+    target_N[7] = -100
+    rows_N = torch.randint(300, (300,), device="cuda")
+    settings = {
+        "bias": torch.linspace(-1, 1, 20_001, device="cuda"), "softcap": 20.0, "banned": (0, 1, 9_999),
+        "temperature": torch.linspace(0.5, 2, 300, device="cuda"), "rows": rows_N,
+        "entropy": True, "argmax": True, "rank": True,
+    }  # fmt: skip
+    results = []
+    for name in (impl, "reference"):
+        leaves = [x.detach().clone().requires_grad_() for x in (hidden_ND, weight_VD)]
+        found = linear_logprob(*leaves, target_N, impl=name, **settings)
+        gradients = torch.autograd.grad((found.logp + found.entropy).sum(), leaves)
+        results.append((found, gradients))
+    (ours, our_gradients), (theirs, their_gradients) = results
+    for a, b in zip(ours[:3], theirs[:3], strict=True):
+        assert (a - b).abs().max().item() <= 5e-5
+    assert (ours.rank - theirs.rank).abs().max().item() <= 1
+    for a, b in zip(our_gradients, their_gradients, strict=True):
+        assert (a.float() - b.float()).norm() <= 1e-2 * b.float().norm()
+
+
 def test_auto_takes_the_kernel_for_half_precision():
     hidden_ND, weight_VD, target_N = on_gpu(8, 64, 100)
     chosen = linear_logprob(hidden_ND, weight_VD, target_N).logp
