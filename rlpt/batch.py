@@ -1,105 +1,160 @@
-"""Groups with advantages -> micro-batches of whole groups, as flat rows that carry everything the objective needs.
+"""Groups -> micro-batches of whole documents, as rows of one forward: what is trained, and what rewards are read from.
 
-Denominators are not here: ``weight`` arrives with the counts of the whole step, over all micro-batches and ranks, so a
+Denominators are not here: weights arrive with the counts of the whole step, over all micro-batches and ranks, so a
 gradient does not depend on how the step was split.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlpt import dist
 from rlpt.frames import Framed
-from rlpt.policy.packing import Packed, Rows, pack, rows
+from rlpt.policy.packing import Layout, Packed, Rows, pack, rows
 from rlpt.types import Branch, Group, Markers, Trunk, concat
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """A group with what the update needs to know of it."""
+class Wanted:
+    """Which rows a micro-batch has beside the actions."""
 
-    group: Group
-    advantage_G: Float[np.ndarray, " G"]
-    weight_G: Float[np.ndarray, " G"]
-    """Weight of one action of each rollout: the inverse of a count over the whole step."""
+    continuations: bool
+    """Held-out tokens after every thought, and after none: for rewards, and for the gold term."""
+    text: bool
+    """Every token of every trunk, once: for the next-token term."""
 
 
 @dataclass(frozen=True)
-class ActionBatch:
-    """One micro-batch of the RL stage."""
+class RolloutBatch:
+    """One micro-batch of the RL stage, without anything that a reward decides."""
 
     packed: Packed
     actions: Rows
+    counts: tuple[int, ...]
+    """Actions of every rollout, group by group."""
     behaviour_logp_R: Float[Tensor, " R"]
-    advantage_R: Float[Tensor, " R"]
-    weight_R: Float[Tensor, " R"]
-    num_tokens: int
-    """Tokens that are computed, padding left out."""
-    trunk_text: Rows | None
-    """Rows of the next-token term: every token of every trunk, once."""
+    continuations: Rows | None
+    no_think: Rows | None
+    text: Rows | None
 
 
-def split_documents(items: Sequence[Weighted], size: int) -> list[list[Weighted]]:
-    """Micro-batches of ``size`` whole documents (trunks), in order."""
-    documents = [
-        list(part) for _, part in groupby(items, key=lambda item: id(item.group.prompt.trunk))
+def documents(groups: Sequence[Group]) -> list[list[int]]:
+    """Indices of groups, by document: the cuts of one trunk stay together."""
+    found: dict[int, list[int]] = {}
+    for p, group in enumerate(groups):
+        found.setdefault(id(group.prompt.trunk), []).append(p)
+    return list(found.values())
+
+
+def trunks_of(groups: Sequence[Group]) -> list[Trunk]:
+    """The trunks of groups, each once, in order."""
+    return list({id(group.prompt.trunk): group.prompt.trunk for group in groups}.values())
+
+
+def split_evenly(costs: Sequence[int], budget: int, world: dist.World) -> list[list[int]]:
+    """Indices into micro-batches of about equal cost, each within ``budget`` or of one document: as few as the fullest
+    rank needs, the same number on all ranks, none empty where every rank has as many documents. Collective.
+    """
+    count = max(1, min(len(costs), -(-sum(costs) // budget)))
+    while count < len(costs) and max(_loads(_dealt(costs, count), costs)) > budget:
+        count += 1
+    return _dealt(costs, dist.largest(count, world))
+
+
+def _dealt(costs: Sequence[int], count: int) -> list[list[int]]:
+    """Longest first into the emptiest bin: no bin holds more than 4/3 of the best split (Graham 1969)."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        chosen = min(range(count), key=lambda b: (loads[b], len(bins[b])))
+        bins[chosen].append(i)
+        loads[chosen] += costs[i]
+    return [sorted(each) for each in bins]
+
+
+def _loads(bins: Sequence[Sequence[int]], costs: Sequence[int]) -> list[int]:
+    return [sum(costs[i] for i in each) for each in bins]
+
+
+def document_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> int:
+    """Tokens that the groups of one document compute."""
+    (trunk,) = trunks_of(groups)
+    branches = [
+        _branch(group, g, wanted)[1] for group in groups for g in range(len(group.rollouts))
     ]
-    return [
-        [item for document in documents[i : i + size] for item in document]
-        for i in range(0, len(documents), size)
-    ]
+    own = sum(len(branch.ids) for branch in branches)
+    whole = len(trunk.ids) if wanted.continuations or wanted.text else 0
+    if layout == "naive":
+        return own + whole + sum(branch.cut for branch in branches)
+    return own + max(whole, *(branch.cut for branch in branches))
 
 
-def action_batch(
-    items: Sequence[Weighted], markers: Markers, device: torch.device, with_text: bool
-) -> ActionBatch:
-    """Pack the rollouts of whole groups; rows are their actions only (forced closers and openers are none)."""
-    pairs, hidden, target, logp, advantage, weight = [], [], [], [], [], []
-    for item in items:
-        for g, rollout in enumerate(item.group.rollouts):
-            pairs.append(_rollout_pair(item.group, g))
-            at = np.flatnonzero(rollout.action)
-            target.append(rollout.ids[at])
-            hidden.append(at)
-            logp.append(rollout.logp[at])
-            advantage.append(np.full(len(at), item.advantage_G[g]))
-            weight.append(np.full(len(at), item.weight_G[g]))
-    trunks = _trunks(items) if with_text else []
-    packed = pack(trunks, pairs, device)
-    flat = [
-        _rows_of(packed, b, branch, at)
-        for b, ((_, branch), at) in enumerate(zip(pairs, hidden, strict=True))
+def rollout_batch(
+    groups: Sequence[Group], markers: Markers, device: torch.device, layout: Layout, wanted: Wanted
+) -> RolloutBatch:
+    """Pack the rollouts of whole groups; action rows leave out forced closers and the opener."""
+    pairs = [_branch(group, g, wanted) for group in groups for g in range(len(group.rollouts))]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    trunks = trunks_of(groups) if wanted.continuations or wanted.text else []
+    packed = pack(trunks, pairs, device, layout)
+    at = [np.flatnonzero(rollout.action) for rollout in rollouts]
+    hidden = [
+        packed.branch_rows(b, branch.score_start, len(branch.ids))[kept]
+        for b, ((_, branch), kept) in enumerate(zip(pairs, at, strict=True))
     ]
-    actions = rows(flat, target, (markers.opener,), device)
-    text = _text_rows(packed, trunks, markers, device) if with_text else None
-    numbers = [_tensor(part, device) for part in (logp, advantage, weight)]
-    count = sum(branch.cut + len(branch.ids) for _, branch in pairs) + sum(
-        len(t.ids) for t in trunks
+    chosen = list(zip(rollouts, at, strict=True))
+    actions = rows(hidden, [r.ids[kept] for r, kept in chosen], (markers.opener,), device)
+    behaviour = concat_floats([r.logp[kept] for r, kept in chosen], device)
+    held_out = wanted.continuations
+    return RolloutBatch(
+        packed,
+        actions,
+        tuple(len(kept) for kept in at),
+        behaviour,
+        _continuation_rows(packed, groups, markers, device) if held_out else None,
+        _no_think_rows(packed, trunks, groups, markers, device) if held_out else None,
+        _text_rows(packed, trunks, markers, device) if wanted.text else None,
     )
-    return ActionBatch(packed, actions, numbers[0], numbers[1], numbers[2], count, trunk_text=text)
 
 
-def _rows_of(packed: Packed, number: int, branch: Branch, actions: np.ndarray) -> np.ndarray:
-    return packed.branch_rows(number, branch.score_start, len(branch.ids))[actions]
-
-
-def _rollout_pair(group: Group, g: int) -> tuple[Trunk, Branch]:
+def _branch(group: Group, g: int, wanted: Wanted) -> tuple[Trunk, Branch]:
     """The branch of one rollout; ``score_start`` is where its own tokens begin, after the opener."""
     prompt = group.prompt
     prefix = prompt.policy_ids[prompt.cut :]
-    branch = Branch(prompt.cut, concat(prefix, group.rollouts[g].ids), score_start=len(prefix))
-    return prompt.trunk, branch
+    after = prompt.continuation_ids if wanted.continuations else ()
+    ids = concat(prefix, group.rollouts[g].ids, after)
+    return prompt.trunk, Branch(prompt.cut, ids, score_start=len(prefix))
 
 
-def _trunks(items: Sequence[Weighted]) -> list[Trunk]:
-    return [
-        next(part).group.prompt.trunk
-        for _, part in groupby(items, key=lambda item: id(item.group.prompt.trunk))
-    ]
+def _continuation_rows(
+    packed: Packed, groups: Sequence[Group], markers: Markers, device: torch.device
+) -> Rows:
+    hidden, target, b = [], [], 0
+    for group in groups:
+        # A reward that scores the held-out text has no prediction between closer and continuation.
+        for rollout in group.rollouts:
+            start = len(group.prompt.policy_ids) - group.prompt.cut + len(rollout.ids)
+            hidden.append(packed.branch_rows(b, start, start + group.prompt.horizon))
+            target.append(group.prompt.continuation_ids)
+            b += 1
+    return rows(hidden, target, markers.ids, device)
+
+
+def _no_think_rows(
+    packed: Packed,
+    trunks: Sequence[Trunk],
+    groups: Sequence[Group],
+    markers: Markers,
+    device: torch.device,
+) -> Rows:
+    order = {id(trunk): k for k, trunk in enumerate(trunks)}
+    prompts = [group.prompt for group in groups]
+    hidden = [packed.trunk_rows(order[id(p.trunk)], p.cut, p.cut + p.horizon) for p in prompts]
+    return rows(hidden, [p.continuation_ids for p in prompts], markers.ids, device)
 
 
 def _text_rows(
@@ -109,15 +164,25 @@ def _text_rows(
     return rows(hidden, [trunk.ids[1:] for trunk in trunks], markers.ids, device)
 
 
-def _tensor(parts: Sequence[np.ndarray], device: torch.device) -> Float[Tensor, " R"]:
+def concat_floats(parts: Sequence[np.ndarray], device: torch.device) -> Float[Tensor, " R"]:
     return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(device)
+
+
+def per_action(
+    value_PG: Float[np.ndarray, "P G"], counts: Sequence[int], device: torch.device
+) -> Float[Tensor, " R"]:
+    """The number of every rollout, repeated for its actions."""
+    return torch.from_numpy(np.repeat(value_PG.reshape(-1), counts).astype(np.float32)).to(device)
 
 
 def framed_batch(
     frames: Sequence[Framed], markers: Markers, device: torch.device
 ) -> tuple[Packed, list[Rows]]:
-    """Pack framed documents. Text rows have both markers removed from the softmax, thought rows the opener only."""
-    packed = pack([], [(frame.trunk, frame.branch) for frame in frames], device)
+    """Pack framed documents. Text rows have both markers removed from the softmax, thought rows the opener only.
+
+    Every frame is a document of its own: there is no trunk to share.
+    """
+    packed = pack([], [(frame.trunk, frame.branch) for frame in frames], device, "naive")
     text, thought = ([], []), ([], [])
     for b, frame in enumerate(frames):
         at = np.flatnonzero(frame.context_target)

@@ -66,6 +66,9 @@ class PolicyConfig(Strict):
     """Matmul precision. Masters, gradients and everything after the LM head stay float32."""
     gradient_checkpointing: bool = False
     compile: bool = False
+    layout: Literal["auto", "shared", "naive"] = "auto"
+    """shared: a document is computed once for all its branches; naive: every branch carries its context along. auto:
+    shared wherever the architecture is known to allow it. The same numbers, up to rounding."""
     replicas: Positive = 1
     """HSDP: parameters are sharded over world_size / replicas ranks and replicated over `replicas` such groups."""
 
@@ -103,6 +106,12 @@ class ThoughtConfig(Strict):
     """Tokens the policy predicts after the closer; 0 for likelihood rewards."""
 
 
+def longest_branch(prompts: PromptConfig, thought: ThoughtConfig) -> int:
+    """Tokens of the longest context with opener, thought, closer and what follows it."""
+    after = max(prompts.horizon_tokens, thought.prediction_tokens)
+    return prompts.context_tokens + thought.budget_tokens + 2 + after
+
+
 class EngineConfig(Strict):
     kind: Literal["transformers"] = "transformers"
     prompts_per_batch: Positive = 32
@@ -131,8 +140,15 @@ class EvaluationConfig(Strict):
     """Longest window of a document that counts for bits per byte."""
     bootstrap: Positive = 2000
     batch_documents: Positive = 32
+    """Prompts sampled and scored together."""
+    batch_tokens: Positive = 16_384
+    """Tokens of one scoring forward; changes memory and speed, never a number."""
     domains: tuple[str, ...] = ()
     """Evaluate only on these domains; empty means all."""
+
+    @property
+    def longest_window(self) -> int:
+        return self.bits_per_byte_tokens if self.bits_per_byte_documents else 0
 
 
 class CheckpointConfig(Strict):
@@ -178,19 +194,21 @@ class RunConfig(Strict):
         self._check_positions()
         return self
 
-    def _check_positions(self) -> None:
-        """A fresh policy must have a position for every token of the longest sequence."""
-        prompts, thought = self.prompts, self.thought.budget_tokens + 2
-        longest = (
-            prompts.context_tokens
-            + thought
-            + max(prompts.horizon_tokens, self.thought.prediction_tokens)
-        )
+    @property
+    def longest_path(self) -> int:
+        """Tokens of the longest sequence that the policy sees: context or window with its thoughts and horizon."""
+        longest = longest_branch(self.prompts, self.thought)
+        thought = self.thought.budget_tokens + 2
         for stage in self.stage:
             if isinstance(stage, NextTokenStage):
                 longest = max(
                     longest, stage.window_tokens + stage.mix.thoughts_per_window * thought
                 )
+        return max(longest, self.evaluation.longest_window)
+
+    def _check_positions(self) -> None:
+        """A fresh policy must have a position for every token of the longest sequence."""
+        longest = self.longest_path
         if self.policy.fresh is not None and longest > self.policy.fresh.max_positions:
             raise ValueError(
                 f"policy.fresh.max_positions = {self.policy.fresh.max_positions}: the longest sequence "

@@ -94,7 +94,7 @@ def plan(cfg: RunConfig) -> dict[str, Any]:
     from rlpt.policy.load import blueprint, meta_model
     from rlpt_data.shards import ShardFolder
 
-    model = blueprint(cfg.policy, ShardFolder.open(cfg.data.shards)).config
+    model = blueprint(cfg.policy, ShardFolder.open(cfg.data.shards), cfg.longest_path).config
     parameters = sum(weight.numel() for weight in meta_model(model).parameters())
     gflops = matmul_gflops()
     stages = flops.plan(cfg, model)

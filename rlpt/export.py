@@ -30,7 +30,7 @@ def export(run_dir: Path, step: int | None, out: Path) -> Path:
     cfg = parse(RunConfig, read_config(config_path), str(config_path))
     path = checkpoint.find(f"{run_dir}@{'last' if step is None else step}")
     shards = ShardFolder.open(cfg.data.shards)
-    plan = load.blueprint(cfg.policy, shards)
+    plan = load.blueprint(cfg.policy, shards, cfg.longest_path)
     with dist.world() as world:
         # One process, whatever the run had: no groups of replicas.
         policy = load.sharded(cfg.policy.model_copy(update={"replicas": 1}), plan, world)

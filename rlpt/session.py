@@ -187,9 +187,9 @@ class Session:
             unused = self.plan.vocabulary.size - len(token_bytes := self.shards.token_bytes())
             return PrefixMatchReward([*token_bytes, *[b""] * unused], self.markers.closer)
         policies = {"policy": self.policy, "ema": ema, "frozen": frozen}
-        batch = stage.micro_batch * stage.group_size
+        tokens = stage.micro_batch_tokens
         scorers = {
-            name: Scorer(p, self.markers.ids, self.world, batch)
+            name: Scorer(p, self.markers.ids, self.world, tokens)
             for name, p in policies.items()
             if p is not None
         }
@@ -213,10 +213,10 @@ class Session:
         if self._evaluated(step):
             return files.load(path)
         self.publish(step)
-        batch = self.cfg.evaluation.batch_documents
+        tokens = self.cfg.evaluation.batch_tokens
         policy = self._in_fp32()
         scorer, unbanned = (
-            Scorer(policy, banned, self.world, batch) for banned in (self.markers.ids, ())
+            Scorer(policy, banned, self.world, tokens) for banned in (self.markers.ids, ())
         )
         found = evaluate_subject(
             self.cfg, self.shards, Subject(scorer, self.engine, self.markers, unbanned), self.world

@@ -94,6 +94,16 @@ class ObjectiveConfig(Strict):
     aggregate: Literal["token", "prompt", "sequence"] = "prompt"
     next_token_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the next-token loss on the trunks, with a denominator of its own."""
+    gold_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of -log p(y | x, opener, z, closer), the mean over the continuation tokens of all rollouts."""
+
+
+class UpdateConfig(Strict):
+    """How the forwards of an optimiser step are arranged."""
+
+    score_with: Literal["auto", "training_forward", "separate_pass"] = "auto"
+    """Which forward the rewards are read from: the one that is trained, or one of their own before it. auto: the
+    trained one wherever both give the same weights, which a line in the log says."""
 
 
 class StageBase(Strict):
@@ -101,8 +111,9 @@ class StageBase(Strict):
     steps: Positive
     documents_per_step: Positive
     """Documents of one optimiser step over all ranks; divisible by the number of ranks."""
-    micro_batch: Positive = 8
-    """Documents of one forward and backward on one rank; changes memory and speed, never the gradient."""
+    micro_batch_tokens: Positive = 16_384
+    """Tokens of one forward and backward on one rank, at least one document; changes memory and speed, never the
+    gradient."""
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
 
@@ -131,8 +142,38 @@ class RLStage(StageBase):
     """Training controls: permute rewards within the group, replace them by noise of the same std, or by a constant."""
     advantage: AdvantageConfig = AdvantageConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    update: UpdateConfig = UpdateConfig()
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
+
+    def why_separate(self, whole: bool) -> str | None:
+        """Why rewards cannot be read off the forward that is trained; None where they can (MEASURING, section 7).
+
+        ``whole``: every rank's share of a step is one micro-batch; then all rewards are known before any loss.
+        """
+        if self.reward.kind != "gain":
+            return f"reward {self.reward.kind} scores no held-out text"
+        if whole:
+            return None
+        if self.reward_control == "random":
+            return "reward_control = 'random' needs the std of the whole batch's rewards"
+        if self.advantage.scale == "batch_std" and (
+            self.objective.next_token_weight or self.objective.gold_weight
+        ):
+            return "the factor of advantage.scale = 'batch_std' would scale the next-token and gold terms too"
+        return None
+
+    @model_validator(mode="after")
+    def _one_forward_is_possible(self) -> "RLStage":
+        reason = self.why_separate(whole=True)
+        if self.update.score_with == "training_forward" and reason is not None:
+            raise ValueError(f"update.score_with = 'training_forward': {reason}; use 'auto'")
+        if self.objective.gold_weight and self.reward.kind != "gain":
+            raise ValueError(
+                f"objective.gold_weight = {self.objective.gold_weight}: reward {self.reward.kind} has a prediction "
+                "where the gold text would be; set it to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_have_siblings(self) -> "RLStage":

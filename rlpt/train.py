@@ -13,11 +13,12 @@ from rlpt.console import progress as progress_bar
 from rlpt.journal import describe, one_line, rollout_rows, write_summary
 from rlpt.policy.load import blueprint
 from rlpt.prompts import prompts_of, trunk
+from rlpt.rl_update import rl_step
 from rlpt.rollout.engine import generate
 from rlpt.runlog import check_folder, open_log
 from rlpt.session import Session, Work, check
 from rlpt.stages import NextTokenStage, RLStage, Stage
-from rlpt.update import Stepped, next_token_step, rl_step
+from rlpt.update import Stepped, next_token_step
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
@@ -29,7 +30,7 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
     non-finite gradient or reward; the last checkpoint is kept either way.
     """
     shards = ShardFolder.open(cfg.data.shards)
-    plan = blueprint(cfg.policy, shards)
+    plan = blueprint(cfg.policy, shards, cfg.longest_path)
     check(cfg, shards, plan)
     if dry_run:
         check_folder(cfg)

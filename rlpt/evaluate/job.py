@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlpt import checkpoint, dist
-from rlpt.config import EvalJobConfig, PolicyConfig, PromptConfig, RunConfig, ThoughtConfig
+from rlpt.config import (
+    EvalJobConfig,
+    PolicyConfig,
+    PromptConfig,
+    RunConfig,
+    ThoughtConfig,
+    longest_branch,
+)
 from rlpt.evaluate.continuation import Engine, Procedure
 from rlpt.evaluate.continuation import Scorer as ScorerLike
 from rlpt.evaluate.evaluation import Evaluation, evaluate
@@ -100,18 +107,21 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     """Load the policy of a `resolved` configuration, with the checkpoint's weights if any."""
     assert config.policy, "resolve the configuration first"
     assert config.thought, "resolve the configuration first"
-    plan = load.blueprint(config.policy, folder)
+    assert config.prompts, "resolve the configuration first"
+    longest = longest_branch(config.prompts, config.thought)
+    longest = max(longest, config.evaluation.longest_window)
+    plan = load.blueprint(config.policy, folder, longest)
     policy = load.load(config.policy, plan, world, config.seed)
     if config.run is not None:
         tokenizer = str(folder.manifest.tokenizer_hash)
         checkpoint.load_weights(checkpoint.find(config.run), policy, tokenizer)
-    markers, batch = plan.vocabulary.markers, config.evaluation.batch_documents
+    markers, tokens = plan.vocabulary.markers, config.evaluation.batch_tokens
     engine = TransformersEngine(
         *(plan.config, markers, config.thought, config.seed),
         *(config.engine.prompts_per_batch, world.device),
     )
     sync.publish(policy, engine, 0)
-    scorer, unbanned = (Scorer(policy, banned, world, batch) for banned in (markers.ids, ()))
+    scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
     return Subject(scorer, engine, markers, unbanned)
 
 

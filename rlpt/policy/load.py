@@ -2,6 +2,7 @@
 shard: no rank ever holds more than one full tensor at a time. Masters are fp32 whatever the file or the compute dtype.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlpt import dist, rng
 from rlpt.config import FreshPolicy, PolicyConfig
+from rlpt.policy.attention import implementation
+from rlpt.policy.families import check_positions, choose
 from rlpt.policy.logprobs import check_head
 from rlpt.policy.markers import Vocabulary, read_tokenizer, same_text_tokenizer, vocabulary
+from rlpt.policy.packing import Layout
 from rlpt.policy.policy import Policy
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
@@ -35,14 +39,26 @@ class Blueprint:
     config: Any
     vocabulary: Vocabulary
     tokenizer: dict[str, Any]
+    layout: Layout
+    note: str
+    """Why this layout."""
 
 
-def blueprint(cfg: PolicyConfig, shards: ShardFolder) -> Blueprint:
-    """Resolve the architecture and the markers; refuse a model whose tokenizer is not the shards'."""
+def blueprint(cfg: PolicyConfig, shards: ShardFolder, longest: int) -> Blueprint:
+    """Resolve architecture, markers and layout for paths of up to ``longest`` tokens.
+
+    Raises UserError where the tokenizer is not the shards', or the model cannot do what the layout or the paths ask.
+    """
+    config, vocab, tokenizer = _described(cfg, shards)
+    check_positions(config, longest)
+    return Blueprint(config, vocab, tokenizer, *choose(cfg.layout, config, longest))
+
+
+def _described(cfg: PolicyConfig, shards: ShardFolder) -> tuple[Any, Vocabulary, dict[str, Any]]:
     tokenizer = read_tokenizer(shards.tokenizer_path)
     if cfg.fresh is not None:
         vocab = vocabulary(cfg, tokenizer, embedding_rows=0)
-        return Blueprint(_fresh_config(cfg.fresh, vocab.size), vocab, tokenizer)
+        return _fresh_config(cfg.fresh, vocab.size), vocab, tokenizer
     assert cfg.path is not None
     if not (cfg.path / "config.json").is_file():
         raise UserError(
@@ -58,7 +74,7 @@ def blueprint(cfg: PolicyConfig, shards: ShardFolder) -> Blueprint:
     config = transformers.AutoConfig.from_pretrained(cfg.path)
     vocab = vocabulary(cfg, own, embedding_rows=config.vocab_size)
     config.vocab_size = vocab.size
-    return Blueprint(config, vocab, own)
+    return config, vocab, own
 
 
 def _fresh_config(cfg: FreshPolicy, vocab_size: int) -> Any:
@@ -80,11 +96,12 @@ def _fresh_config(cfg: FreshPolicy, vocab_size: int) -> Any:
     )
 
 
-def meta_model(config: Any) -> Any:
+def meta_model(config: Any, layout: Layout = "naive") -> Any:
     """The transformers model without storage, its non-persistent buffers real."""
+    # transformers writes the attention's name into the configuration, which engines share.
     with torch.device("meta"):
         lm = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa"
+            copy.deepcopy(config), dtype=torch.float32, attn_implementation=implementation(layout)
         )
     check_head(lm)
     for name, module in list(lm.named_modules()):
@@ -115,11 +132,11 @@ def _unfilled(name: str, lm: nn.Module) -> str:
 
 def sharded(cfg: PolicyConfig, plan: Blueprint, world: dist.World) -> Policy:
     """The policy on the mesh, unfilled: one FSDP unit per decoder block, the root holds embedding, norm and head."""
-    lm = meta_model(plan.config)
+    lm = meta_model(plan.config, plan.layout)
     if cfg.gradient_checkpointing:
         _refuse_dropout(plan.config)
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    policy = Policy(lm)
+    policy = Policy(lm, plan.layout)
     compute = torch.bfloat16 if cfg.compute_dtype == "bfloat16" else None
     precision = MixedPrecisionPolicy(
         param_dtype=compute, reduce_dtype=torch.float32 if compute else None

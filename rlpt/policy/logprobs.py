@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from rlpt_data.strict import UserError
-from rlpt_kernels import LogProb, linear_logprob
+from rlpt_kernels import LogProb, PolicyLoss, linear_logprob, linear_policy_loss
+from rlpt_kernels.objective import Ratio
+
+__all__ = ["PolicyLoss", "Ratio", "check_head", "head_logprob", "head_policy_loss"]
 
 
 def head_logprob(
@@ -21,16 +24,34 @@ def head_logprob(
 ) -> LogProb:
     """Log-probability of ``target_R`` at rows of hidden, ``banned`` ids outside the softmax; argmax beside it."""
     return linear_logprob(
-        hidden_MD,
-        head.weight,
-        target_R,
-        rows=rows_R,
-        bias=head.bias,
-        softcap=getattr(config, "final_logit_softcapping", None),
-        temperature=_divisor(config),
-        banned=banned,
-        argmax=True,
-    )
+        hidden_MD, head.weight, target_R, rows=rows_R, banned=banned, argmax=True, **_head(head, config)
+    )  # fmt: skip
+
+
+def head_policy_loss(
+    head: nn.Linear,
+    config: object,
+    hidden_MD: Float[Tensor, "M D"],
+    rows_R: Int[Tensor, " R"],
+    target_R: Int[Tensor, " R"],
+    banned: tuple[int, ...],
+    behaviour_logp_R: Float[Tensor, " R"],
+    advantage_R: Float[Tensor, " R"],
+    weight_R: Float[Tensor, " R"],
+    ratio: Ratio,
+) -> PolicyLoss:
+    """-sum of weight * M * min(rho, max_ratio) * advantage * log pi over rows, the head's logits never whole."""
+    return linear_policy_loss(
+        hidden_MD, head.weight, target_R, behaviour_logp_R, advantage_R, weight_R, rows=rows_R, banned=banned,
+        trust_region=ratio.trust_region, clip_low=ratio.clip_low, clip_high=ratio.clip_high,
+        tv_delta=ratio.tv_delta, max_ratio=ratio.max_ratio, **_head(head, config),
+    )  # fmt: skip
+
+
+def _head(head: nn.Linear, config: object) -> dict[str, Any]:
+    """What lies between hidden states and logits, as the kernels' keywords."""
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return {"bias": head.bias, "softcap": softcap, "temperature": _divisor(config)}
 
 
 def _divisor(config: object) -> float:

@@ -1,81 +1,131 @@
 """Log-probabilities of given tokens, without gradient: the scorer behind rewards, baselines and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from rlpt import dist
-from rlpt.policy.packing import pack, rows
-from rlpt.policy.policy import Policy, RowScores
+from rlpt.policy.packing import Layout, Packed, pack, rows
+from rlpt.policy.policy import Policy, scores_of
 from rlpt.types import Branch, Scores, Trunk
+
+Pair = tuple[Trunk, Branch]
+Span = tuple[Trunk, int, int]
 
 
 class Scorer:
     """Scores branches and trunks with one policy at T = 1, ``banned`` ids (the markers) removed from the softmax.
 
+    ``tokens`` is the budget of one forward; it changes memory and speed, never a number beyond rounding.
     Collective: under several ranks every rank calls it equally often; a rank that runs out of work joins with empty
     batches, because FSDP gathers parameters on all ranks at once.
     """
 
     def __init__(
-        self, policy: Policy, banned: tuple[int, ...], world: dist.World, batch: int
+        self, policy: Policy, banned: tuple[int, ...], world: dist.World, tokens: int
     ) -> None:
         self.policy = policy
         self.banned = banned
         self.world = world
-        self.batch = batch
+        self.tokens = tokens
 
-    def branches(self, pairs: Sequence[tuple[Trunk, Branch]]) -> list[Scores]:
+    def branches(self, pairs: Sequence[Pair]) -> list[Scores]:
         """Scores of ``branch.ids[branch.score_start:]`` given the trunk up to the cut and the rest of the branch."""
-        return self._batched(pairs, self._score_branches)
+        return self._batched(pairs, _branch_cost, self._score_branches)
 
-    def trunks(self, spans: Sequence[tuple[Trunk, int, int]]) -> list[Scores]:
+    def trunks(self, spans: Sequence[Span]) -> list[Scores]:
         """The trunk's own next-token scores of ``trunk.ids[start:stop]`` (start >= 1)."""
-        return self._batched(spans, self._score_trunks)
+        return self._batched(spans, _trunk_cost, self._score_trunks)
 
-    def _batched(self, items: Sequence, score) -> list[Scores]:
-        # Long and short sequences apart: padding is the only cost of batching them together.
-        order = sorted(range(len(items)), key=lambda i: _length(items[i]))
-        batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
+    def _batched(self, items: Sequence, cost: Callable, score: Callable) -> list[Scores]:
+        chosen = batches([cost(item) for item in items], self.tokens, self.policy.layout)
         results: list[Scores | None] = [None] * len(items)
-        for turn in range(dist.largest(len(batches), self.world)):
-            chosen = batches[turn] if turn < len(batches) else []
-            for index, scores in zip(chosen, score([items[i] for i in chosen]), strict=True):
+        for turn in range(dist.largest(len(chosen), self.world)):
+            batch = chosen[turn] if turn < len(chosen) else []
+            for index, scores in zip(batch, score([items[i] for i in batch]), strict=True):
                 results[index] = scores
         # FSDP keeps the root's parameters gathered until a backward that never comes here; whoever reads
         # parameters next (publishing, checkpoints, the EMA, the optimiser) must meet the shards.
         self.policy.reshard()
         return [scores for scores in results if scores is not None]
 
-    def _score_branches(self, pairs: Sequence[tuple[Trunk, Branch]]) -> list[Scores]:
-        packed = pack([], pairs, self.world.device)
+    def _score_branches(self, pairs: Sequence[Pair]) -> list[Scores]:
+        packed = pack([], pairs, self.world.device, self.policy.layout)
         spans = [(branch.score_start, len(branch.ids)) for _, branch in pairs]
         hidden = [packed.branch_rows(b, *span) for b, span in enumerate(spans)]
         target = [branch.ids[branch.score_start :] for _, branch in pairs]
         return self._forward(packed, hidden, target)
 
-    def _score_trunks(self, spans: Sequence[tuple[Trunk, int, int]]) -> list[Scores]:
-        packed = pack([trunk for trunk, _, _ in spans], [], self.world.device)
-        hidden = [packed.trunk_rows(k, start, stop) for k, (_, start, stop) in enumerate(spans)]
+    def _score_trunks(self, spans: Sequence[Span]) -> list[Scores]:
+        # Several cuts of one trunk ask for spans of the same forward.
+        known = {id(trunk): trunk for trunk, _, _ in spans}
+        order = {key: k for k, key in enumerate(known)}
+        packed = pack(list(known.values()), [], self.world.device, self.policy.layout)
+        hidden = [packed.trunk_rows(order[id(trunk)], *span) for trunk, *span in spans]
         target = [trunk.ids[start:stop] for trunk, start, stop in spans]
         return self._forward(packed, hidden, target)
 
     @torch.no_grad()
-    def _forward(self, packed, hidden: list[np.ndarray], target: list[np.ndarray]) -> list[Scores]:
+    def _forward(
+        self, packed: Packed, hidden: list[np.ndarray], target: list[np.ndarray]
+    ) -> list[Scores]:
         kind = rows(hidden, target, self.banned, self.world.device)
-        scored: RowScores = self.policy(packed, [kind])[0]
-        logp, argmax = scored.logp_R.cpu().numpy(), scored.argmax_R.cpu().numpy()
-        edges = np.cumsum([len(part) for part in target])[:-1]
-        if not target:
-            return []
-        return [
-            Scores(a, b)
-            for a, b in zip(np.split(logp, edges), np.split(argmax, edges), strict=True)
-        ]
+        (scored,) = self.policy(packed, scores_of([kind]))
+        return split_scores(scored.logp_R, scored.argmax_R, [len(part) for part in target])
 
 
-def _length(item: tuple) -> int:
-    if isinstance(item[1], Branch):
-        return item[1].cut + len(item[1].ids)
-    return len(item[0].ids)
+def split_scores(
+    logp_R: torch.Tensor, argmax_R: torch.Tensor, lengths: Sequence[int]
+) -> list[Scores]:
+    """Rows back into the pieces that they were concatenated from."""
+    if not lengths:
+        return []
+    edges = np.cumsum(lengths)[:-1]
+    pieces = (np.split(x.cpu().numpy(), edges) for x in (logp_R, argmax_R))
+    return [Scores(*pair) for pair in zip(*pieces, strict=True)]
+
+
+Cost = tuple[int, int, int]
+"""What an item computes: (identity of its trunk, tokens of the trunk, tokens of its own)."""
+
+
+def _branch_cost(pair: Pair) -> Cost:
+    return id(pair[0]), pair[1].cut, len(pair[1].ids)
+
+
+def _trunk_cost(span: Span) -> Cost:
+    return id(span[0]), len(span[0].ids), 0
+
+
+def batches(costs: Sequence[Cost], budget: int, layout: Layout) -> list[list[int]]:
+    """Indices of items, batch by batch: each within ``budget`` tokens, or of one item that exceeds it alone."""
+    return (_whole_trunks if layout == "shared" else _like_lengths)(costs, budget)
+
+
+def _whole_trunks(costs: Sequence[Cost], budget: int) -> list[list[int]]:
+    """Items of one trunk follow each other; their trunk counts once a batch."""
+    first = {costs[i][0]: i for i in reversed(range(len(costs)))}
+    found: list[list[int]] = []
+    counted: dict[int, int] = {}
+    total = 0
+    for i in sorted(range(len(costs)), key=lambda i: (first[costs[i][0]], i)):
+        key, trunk, own = costs[i]
+        more = own + max(0, trunk - counted.get(key, 0))
+        if not found or total + more > budget:
+            found.append([])
+            counted, total, more = {}, 0, trunk + own
+        found[-1].append(i)
+        counted[key] = max(trunk, counted.get(key, 0))
+        total += more
+    return found
+
+
+def _like_lengths(costs: Sequence[Cost], budget: int) -> list[list[int]]:
+    """Long and short sequences apart: padding counts, and is the only cost of batching them together."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(costs)), key=lambda i: sum(costs[i][1:])):
+        if not found or (len(found[-1]) + 1) * sum(costs[i][1:]) > budget:
+            found.append([])
+        found[-1].append(i)
+    return found

@@ -5,7 +5,7 @@ Scorers are handed in; nothing here knows about ranks, engines or files.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -34,9 +34,37 @@ class Rewarded:
     """For the rollout dump: per-token log-probabilities, where the reward has them."""
 
 
+def joined(parts: Sequence[Rewarded], places: Sequence[Sequence[int]]) -> Rewarded:
+    """The rewards of micro-batches as those of the whole step: group ``places[i][k]`` is the k-th of part i."""
+    order = np.argsort(np.concatenate([np.asarray(place) for place in places]))
+    sums: Sums = {}
+    for part in parts:
+        for name, (value, count) in part.sums.items():
+            total, counted = sums.get(name, (0.0, 0.0))
+            sums[name] = (total + value, counted + count)
+    detail = {}
+    for name in parts[0].detail:
+        # One entry per group, or one per rollout: as many for every group.
+        flat = [entry for part in parts for entry in part.detail[name]]
+        width = len(flat) // len(order)
+        detail[name] = [flat[p * width + g] for p in order for g in range(width)]
+    return Rewarded(np.concatenate([part.reward_PG for part in parts])[order], sums, detail)
+
+
+class PolicyScores(NamedTuple):
+    """What the current policy says of the held-out text, read off the forward that is trained."""
+
+    thought: list[Scores]
+    """Of every rollout, group by group."""
+    no_think: list[Scores]
+    """Of every group, without a thought."""
+
+
 @runtime_checkable
 class Reward(Protocol):
-    def __call__(self, groups: Sequence[Group]) -> Rewarded: ...
+    def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
+        """Rewards of groups. ``policy`` spares the scoring pass of the current policy."""
+        ...
 
 
 def no_think_spans(groups: Sequence[Group]) -> list[tuple[Trunk, int, int]]:
@@ -55,12 +83,11 @@ class GainReward:
     centred: bool
     """Whether advantages subtract a statistic of the group; then an unclipped baseline cancels and is skipped."""
 
-    def __call__(self, groups: Sequence[Group]) -> Rewarded:
+    def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
         num_P = np.array([group.prompt.horizon for group in groups], dtype=np.float64)
-        own = self._thoughts(self.scorer, groups)
-        policy = own if self.scorer == "policy" else self._thoughts("policy", groups)
-        no_think = self.scorers["policy"].trunks(no_think_spans(groups))
-        gain_PG = gain(_totals(policy, groups), _sums(no_think), num_P, clip=None)
+        thought, no_think = policy if policy is not None else self._policy(groups)
+        own = thought if self.scorer == "policy" else self._thoughts(self.scorer, groups)
+        gain_PG = gain(_totals(thought, groups), _sums(no_think), num_P, clip=None)
         reward_PG = gain(
             _totals(own, groups), self._baseline(groups, no_think), num_P, clip=self.clip
         )
@@ -72,13 +99,17 @@ class GainReward:
             "reward/baseline_skipped": (float(self._cancels), 1.0),
         }
         return Rewarded(
-            reward_PG, sums, {"thought": policy, "no_think": no_think, "gain": gain_PG.tolist()}
+            reward_PG, sums, {"thought": thought, "no_think": no_think, "gain": gain_PG.tolist()}
         )
 
     @property
     def _cancels(self) -> bool:
         """Whether another model's baseline is left out: the reward is then the log-probability per token alone."""
         return self.centred and self.clip is None and self.baseline in ("ema", "frozen")
+
+    def _policy(self, groups: Sequence[Group]) -> PolicyScores:
+        no_think = self.scorers["policy"].trunks(no_think_spans(groups))
+        return PolicyScores(self._thoughts("policy", groups), no_think)
 
     def _thoughts(self, name: str, groups: Sequence[Group]) -> list[Scores]:
         pairs = [
@@ -105,7 +136,7 @@ class PrefixMatchReward:
     token_bytes: Sequence[bytes]
     closer: int
 
-    def __call__(self, groups: Sequence[Group]) -> Rewarded:
+    def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
         reward_PG = np.array(
             [[self._match(group, g) for g in range(len(group.rollouts))] for group in groups]
         )

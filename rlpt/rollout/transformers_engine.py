@@ -3,6 +3,7 @@
 The context of a prompt is computed once, its cache repeated for the G thoughts, and all thoughts decode together.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class TransformersEngine:
         device: torch.device,
     ) -> None:
         lm = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="sdpa"
+            copy.deepcopy(config), dtype=torch.float32, attn_implementation="sdpa"
         )
         self.lm = lm.to(device).eval().requires_grad_(False)
         self.markers = markers

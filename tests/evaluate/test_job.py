@@ -50,7 +50,7 @@ def saved_run(run_dir: Path, shards_dir: Path, compute_dtype: str) -> Path:
     folder = ShardFolder.open(shards_dir)
     progress = checkpoint.Progress(step=1, tokenizer=str(folder.manifest.tokenizer_hash))
     with dist.world() as world:
-        policy = load.load(cfg.policy, load.blueprint(cfg.policy, folder), world, seed=4)
+        policy = load.load(cfg.policy, load.blueprint(cfg.policy, folder, 100), world, seed=4)
         checkpoint.save(run_dir, progress, {"policy": policy}, 1, world)
     runlog.write_json(run_dir / "config.json", runlog.resolved(cfg))
     return run_dir

@@ -33,7 +33,7 @@ def lm():
 @pytest.fixture
 def found(lm, tiny, procedure, world):
     prompts = tiny.prompts(12)
-    scorers = [Scorer(Policy(lm), banned, world, batch=7) for banned in (tiny.markers.ids, ())]
+    scorers = [Scorer(Policy(lm), banned, world, tokens=300) for banned in (tiny.markers.ids, ())]
     windows = [prompt.trunk for prompt in prompts]
     return evaluate(
         *(scorers[0], tiny.engine(), prompts, windows, procedure),

@@ -57,7 +57,7 @@ TINY = PolicyConfig(fresh=FreshPolicy(layers=2, width=32, heads=2, mlp_width=64,
 
 @pytest.fixture(scope="session")
 def plan(shards: ShardFolder) -> load.Blueprint:
-    return load.blueprint(TINY, shards)
+    return load.blueprint(TINY, shards, 100)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_behaviour_log_probabilities_are_the_trainers(plan, closing, prompts, wo
     groups = generate(
         started(plan, closing, ThoughtConfig(budget_tokens=6), 32, world), prompts, 4, "train"
     )
-    scorer = Scorer(closing, (plan.vocabulary.markers.opener,), world, 16)
+    scorer = Scorer(closing, (plan.vocabulary.markers.opener,), world, 600)
     rollouts = [(g.prompt, r) for g in groups for r in g.rollouts]
     pairs = [
         (p.trunk, Branch(p.cut, concat([plan.vocabulary.markers.opener], r.ids), 1))

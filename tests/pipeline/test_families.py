@@ -71,10 +71,10 @@ def test_log_probabilities_are_those_of_transformers(
     lm.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(shards.tokenizer_path.read_bytes())
     cfg = PolicyConfig(path=tmp_path)
-    plan = load.blueprint(cfg, shards)
+    plan = load.blueprint(cfg, shards, 100)
     assert plan.vocabulary.size == vocab_size + 2
     # With both markers banned the softmax is over the ids that the saved model has.
-    scorer = Scorer(load.load(cfg, plan, world, seed=0), plan.vocabulary.markers.ids, world, 4)
+    scorer = Scorer(load.load(cfg, plan, world, seed=0), plan.vocabulary.markers.ids, world, 200)
     document = shards.split("train")[0]
     trunk = window(document, 0, 0, min(40, len(document.ids)))
     (found,) = scorer.trunks([(trunk, 1, len(trunk.ids))])

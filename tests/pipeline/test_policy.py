@@ -12,7 +12,7 @@ from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig
 from rlpt.policy import load
 from rlpt.policy.markers import read_tokenizer, vocabulary
 from rlpt.policy.packing import pack, rows
-from rlpt.policy.policy import Policy
+from rlpt.policy.policy import Policy, scores_of
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import held_out
 from rlpt.types import Branch, concat, thought_branch
@@ -47,7 +47,7 @@ def test_scores_are_those_of_one_sequence_at_a_time(
 ) -> None:
     markers, lm = plan.vocabulary.markers, plain_model(policy)
     prompts = held_out(shards.split("train"), CFG, markers, 9, 0, ())
-    scorer = Scorer(policy, markers.ids, world, batch=4)
+    scorer = Scorer(policy, markers.ids, world, tokens=200)
     thoughts = [np.arange(n % 4) + 3 for n in range(9)]
     own = scorer.branches(
         [(p.trunk, thought_branch(p, markers, z)) for p, z in zip(prompts, thoughts, strict=True)]
@@ -72,7 +72,7 @@ def test_the_null_control_is_zero_to_the_bit_width(
     policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World
 ) -> None:
     prompts = held_out(shards.split("train"), CFG, plan.vocabulary.markers, 12, 0, ())
-    scorer = Scorer(policy, plan.vocabulary.markers.ids, world, batch=5)
+    scorer = Scorer(policy, plan.vocabulary.markers.ids, world, tokens=300)
     trunk = scorer.trunks([(p.trunk, p.cut, p.cut + p.horizon) for p in prompts])
     branch = scorer.branches([(p.trunk, Branch(p.cut, p.continuation_ids, 0)) for p in prompts])
     assert max(np.abs(a.logp - b.logp).max() for a, b in zip(trunk, branch, strict=True)) < 1e-5
@@ -84,7 +84,7 @@ def test_scores_do_not_depend_on_the_batch(
     markers = plan.vocabulary.markers
     prompts = held_out(shards.split("train"), CFG, markers, 7, 0, ())
     pairs = [(p.trunk, thought_branch(p, markers, [5, 6][: i % 3])) for i, p in enumerate(prompts)]
-    one, many = (Scorer(policy, markers.ids, world, batch).branches(pairs) for batch in (1, 7))
+    one, many = (Scorer(policy, markers.ids, world, batch).branches(pairs) for batch in (1, 10_000))
     assert all(
         np.allclose(a.logp, b.logp, atol=2e-6) and np.array_equal(a.argmax, b.argmax)
         for a, b in zip(one, many, strict=True)
@@ -97,7 +97,7 @@ def test_markers_leave_the_softmax(
     markers = plan.vocabulary.markers
     (prompt,) = held_out(shards.split("train"), CFG, markers, 1, 0, ())
     every = [Branch(prompt.cut, np.array([v]), 0) for v in range(plan.vocabulary.size)]
-    scores = Scorer(policy, markers.ids, world, 64).branches(
+    scores = Scorer(policy, markers.ids, world, 2000).branches(
         [(prompt.trunk, branch) for branch in every]
     )
     p = np.exp([s.total for s in scores])
@@ -141,7 +141,7 @@ def test_a_saved_model_loads_with_its_own_logits(
         mlp_width=48,
         tie_embeddings=tie,
     )
-    source = load.blueprint(PolicyConfig(fresh=fresh), shards)
+    source = load.blueprint(PolicyConfig(fresh=fresh), shards, 100)
     torch.manual_seed(0)
     config = source.config
     config.vocab_size = source.vocabulary.text_size
@@ -149,7 +149,7 @@ def test_a_saved_model_loads_with_its_own_logits(
     lm.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(shards.tokenizer_path.read_bytes())
     cfg = PolicyConfig(path=tmp_path)
-    plan = load.blueprint(cfg, shards)
+    plan = load.blueprint(cfg, shards, 100)
     assert plan.vocabulary.size == source.vocabulary.text_size + 2
     policy = load.load(cfg, plan, world, seed=0)
     loaded = plain_model(policy)
@@ -192,7 +192,7 @@ def test_a_foreign_tokenizer_is_refused(shards: ShardFolder, tmp_path: Path) -> 
     text = shards.tokenizer_path.read_text().replace('"merges": [', '"merges": [["z", "q"],', 1)
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="tokenizer is not the one of the shards"):
-        load.blueprint(PolicyConfig(path=tmp_path), shards)
+        load.blueprint(PolicyConfig(path=tmp_path), shards, 100)
 
 
 @pytest.mark.parametrize(
@@ -222,13 +222,13 @@ def test_checkpointed_activations_give_the_same_gradient(
     for checkpointing in (False, True):
         fresh = FreshPolicy(layers=2, width=32, heads=2, mlp_width=64, init_std=0.1)
         cfg = PolicyConfig(fresh=fresh, gradient_checkpointing=checkpointing)
-        plan = load.blueprint(cfg, shards)
+        plan = load.blueprint(cfg, shards, 100)
         policy = load.load(cfg, plan, world, seed=0)
         prompts = held_out(shards.split("train"), CFG, plan.vocabulary.markers, 4, 0, ())
-        packed = pack([prompt.trunk for prompt in prompts], [], world.device)
+        packed = pack([prompt.trunk for prompt in prompts], [], world.device, policy.layout)
         hidden = [packed.trunk_rows(k, 1, len(p.trunk.ids)) for k, p in enumerate(prompts)]
         kind = rows(hidden, [p.trunk.ids[1:] for p in prompts], (), world.device)
-        policy(packed, [kind])[0].logp_R.sum().backward()
+        policy(packed, scores_of([kind]))[0].logp_R.sum().backward()
         gradients.append([load.local(p.grad) for p in policy.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 10
     for one, other in zip(*gradients, strict=True):
@@ -240,11 +240,11 @@ def test_bf16_compute_keeps_fp32_masters_and_logits(shards: ShardFolder, world: 
     found = []
     for dtype in ("float32", "bfloat16"):
         cfg = PolicyConfig(fresh=fresh, compute_dtype=dtype)
-        plan = load.blueprint(cfg, shards)
+        plan = load.blueprint(cfg, shards, 100)
         policy = load.load(cfg, plan, world, seed=0)
         assert all(p.dtype == torch.float32 for p in policy.parameters())
         prompts = held_out(shards.split("train"), CFG, plan.vocabulary.markers, 12, 0, ())
-        scorer = Scorer(policy, plan.vocabulary.markers.ids, world, 12)
+        scorer = Scorer(policy, plan.vocabulary.markers.ids, world, 500)
         found.append(
             np.concatenate(
                 [s.logp for s in scorer.trunks([(p.trunk, 1, len(p.trunk.ids)) for p in prompts])]

@@ -82,13 +82,13 @@ def test_a_pretrained_policy_knows_english(pages: Path, world: dist.World) -> No
     """Loaded shard by shard, with the embedding grown by the markers, it still predicts text far above chance."""
     shards = ShardFolder.open(pages)
     cfg = PolicyConfig(path=STORIES)
-    plan = load.blueprint(cfg, shards)
+    plan = load.blueprint(cfg, shards, 100)
     assert plan.vocabulary.markers.ids == (512, 513)
     policy = load.load(cfg, plan, world, seed=0)
     text = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
     ids = concat([1], shards.encode(text))
     trunk = Trunk("d", "", 0, 0, ids, np.arange(len(ids) + 1), ())
-    (scores,) = Scorer(policy, (), world, 8).trunks([(trunk, 1, len(ids))])
+    (scores,) = Scorer(policy, (), world, 400).trunks([(trunk, 1, len(ids))])
     lm = transformers.AutoModelForCausalLM.from_pretrained(STORIES)
     with torch.no_grad():
         logits = lm(torch.from_numpy(ids)[None]).logits[0, :-1].double()

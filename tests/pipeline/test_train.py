@@ -125,7 +125,7 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
     whole: Path, toml: Path, replicas: int
 ) -> None:
     """Issue: rollouts exactly, losses and weights to 1e-5 relative, here with another micro-batch split too."""
-    words = [f"--set=stage.{n}.micro_batch=1" for n in (0, 1)]
+    words = [f"--set=stage.{n}.micro_batch_tokens=1" for n in (0, 1)]
     words.append(f"--set=policy.replicas={replicas}")
     finished(toml, "--set", "checkpoint.every=2", *words, ranks=2)
     two = toml.parent / "run"

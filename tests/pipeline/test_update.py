@@ -10,6 +10,7 @@ import transformers
 
 from rlpt import dist
 from rlpt.config import PromptConfig, ThoughtConfig
+from rlpt.credit import Credit
 from rlpt.optim import adamw, learning_rate
 from rlpt.policy.load import Blueprint, local, named_full_tensors
 from rlpt.policy.policy import Policy
@@ -17,16 +18,17 @@ from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompt_stream, prompts_of, trunk
 from rlpt.reward.rewards import GainReward as Gain
 from rlpt.reward.rewards import Rewarded
+from rlpt.rl_update import _Update, rl_step
 from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.stages import ObjectiveConfig, OptimizerConfig, RLStage
 from rlpt.types import Group, Scores, concat
-from rlpt.update import Learner, _policy_gradient, _weighted, apply_gradients, move_ema, rl_step
+from rlpt.update import Learner, apply_gradients, move_ema
 from rlpt_data.shards import ShardFolder
 
 CFG = PromptConfig(context_tokens=20, min_context_tokens=6, horizon_tokens=4, cuts_per_document=2)
-STAGE = RLStage(name="rl", kind="rl", steps=4, documents_per_step=6, group_size=3, micro_batch=6)
+STAGE = RLStage(name="rl", kind="rl", steps=4, documents_per_step=6, group_size=3)
 
 
 @pytest.fixture
@@ -54,7 +56,9 @@ def learner(policy: Policy, plan: Blueprint, world: dist.World) -> Learner:
 def gradients(learner: Learner, groups: list[Group], stage: RLStage) -> dict[str, torch.Tensor]:
     advantage_PG = np.random.default_rng(0).normal(size=(len(groups), 3))
     learner.policy.zero_grad()
-    _policy_gradient(learner, _weighted(groups, advantage_PG, stage, learner.world), stage)
+    update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step=0))
+    for part in update.parts(continuations=False):
+        update._backward(part, False, lambda _readout, _batch, part=part: advantage_PG[part])
     return {
         name: local(p.grad).clone()
         for name, p in learner.policy.named_parameters()
@@ -69,9 +73,11 @@ def test_splitting_the_step_does_not_change_the_gradient(
 ) -> None:
     objective = ObjectiveConfig(aggregate=aggregate, next_token_weight=next_token_weight)
     whole = gradients(learner, groups, STAGE.model_copy(update={"objective": objective}))
-    for size in (1, 2, 4):
+    for size in (1, 150, 400):
         split = gradients(
-            learner, groups, STAGE.model_copy(update={"objective": objective, "micro_batch": size})
+            learner,
+            groups,
+            STAGE.model_copy(update={"objective": objective, "micro_batch_tokens": size}),
         )
         for name, value in whole.items():
             assert torch.linalg.vector_norm(split[name] - value) <= 1e-5 * torch.linalg.vector_norm(
@@ -134,7 +140,7 @@ def test_a_constant_reward_leaves_the_gradient_exactly_zero(
     stage = STAGE.model_copy(update={"reward_control": "constant"})
     learner.optimizer = adamw(learner.policy, OptimizerConfig(weight_decay=0.0))
 
-    def reward(groups: list[Group]) -> Rewarded:
+    def reward(groups: list[Group], policy: object = None) -> Rewarded:
         return Rewarded(np.random.default_rng(1).normal(size=(len(groups), 3)), {})
 
     stepped = rl_step(learner, groups, reward, stage, 0, 0)
@@ -152,7 +158,7 @@ def test_a_baseline_of_the_prompt_cancels_in_centred_advantages(
     from rlpt.advantage import advantage
 
     markers = learner.markers
-    own = Scorer(learner.policy, markers.ids, learner.world, 16)
+    own = Scorer(learner.policy, markers.ids, learner.world, 600)
 
     class Shifted:
         """A baseline that differs from the policy by a constant per prompt."""
@@ -178,7 +184,7 @@ def test_a_baseline_of_the_prompt_cancels_in_centred_advantages(
 def test_a_gain_is_the_difference_of_two_scores_per_token(
     learner: Learner, groups: list[Group]
 ) -> None:
-    scorer = Scorer(learner.policy, learner.markers.ids, learner.world, 16)
+    scorer = Scorer(learner.policy, learner.markers.ids, learner.world, 600)
     rewarded = Gain({"policy": scorer}, learner.markers, "policy", "policy", None, True)(groups)
     from rlpt.types import thought_branch
 

@@ -1,0 +1,59 @@
+"""Which architectures may share trunks: those whose every layer was tried to be causal attention and nothing else.
+
+The list is of what is tested (tests/policy/test_branches.py), not of what would work: a model that mixes tokens in any
+other way would be silently wrong. The naive layout is exact for all of them.
+"""
+
+from typing import Any, Literal
+
+from rlpt_data.strict import UserError
+
+TRIED = ("gemma", "granite", "llama", "mistral", "olmo", "olmo2", "phi3", "qwen2", "qwen3")
+"""``model_type`` of the families that are tested against one sequence at a time."""
+
+MOVING_ROPE = ("dynamic", "longrope")
+"""Rotary frequencies that depend on the longest sequence of a batch."""
+
+Asked = Literal["auto", "shared", "naive"]
+
+
+def why_not_shared(config: Any, longest: int) -> str | None:
+    """Why a model cannot share trunks on paths of up to ``longest`` tokens; None where it can."""
+    name = type(config).__name__.removesuffix("Config")
+    if config.model_type not in TRIED:
+        return f"{name} was not tried; the families that were are {', '.join(TRIED)}"
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    if window is not None and slides and window < longest:
+        return f"{name} has a sliding window of {window} tokens, and paths have up to {longest}"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return f"{name} caps its attention scores"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in MOVING_ROPE:
+        return f"{name} has rotary positions of type {rope}, which depend on the longest sequence of a batch"
+    return None
+
+
+def choose(asked: Asked, config: Any, longest: int) -> tuple[Literal["shared", "naive"], str]:
+    """The layout, and the line that says why. Raises UserError where "shared" is asked for and cannot be."""
+    if asked == "naive":
+        return "naive", "policy.layout = 'naive': every branch carries a copy of its context"
+    reason = why_not_shared(config, longest)
+    if reason is None:
+        return "shared", "policy.layout: trunks are shared by their branches"
+    if asked == "shared":
+        raise UserError(
+            f"policy.layout = 'shared': {reason}; set policy.layout = 'naive' (exact, and slower)"
+        )
+    return "naive", f"policy.layout: naive, because {reason}"
+
+
+def check_positions(config: Any, longest: int) -> None:
+    """Refuse paths that run past a model's last position. Raises UserError."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"policy: {type(config).__name__.removesuffix('Config')} has {limit} positions, and the longest sequence "
+            f"(context or window with its thoughts and horizon) has {longest} tokens; lower prompts.context_tokens, "
+            "thought.budget_tokens or window_tokens"
+        )
