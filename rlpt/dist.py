@@ -87,14 +87,31 @@ def largest(value: int, world: World) -> int:
     return int(tensor)
 
 
+def balanced(costs: Sequence[int], world: World) -> list[int]:
+    """This rank's positions of a list that every rank knows: as many on every rank, and about the same cost.
+
+    Dealt from the dearest down, forth and back over the ranks.
+    """
+    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    rounds = [order[i : i + world.size] for i in range(0, len(order), world.size)]
+    dealt = [each if turn % 2 == 0 else each[::-1] for turn, each in enumerate(rounds)]
+    return sorted(each[world.rank] for each in dealt)
+
+
 def unshare(parts: Sequence[Any], world: World) -> list[Any]:
     """Gather strided shares back into the global order: the inverse of `share`."""
+    everyones = gathered(list(parts), world)
+    count = sum(len(part) for part in everyones)
+    return [everyones[i % world.size][i // world.size] for i in range(count)]
+
+
+def gathered(item: Any, world: World) -> list[Any]:
+    """Every rank's item, in the order of the ranks."""
     if world.size == 1:
-        return list(parts)
-    gathered: list[Any] = [None] * world.size
-    torch_dist.all_gather_object(gathered, list(parts))
-    count = sum(len(part) for part in gathered)
-    return [gathered[i % world.size][i // world.size] for i in range(count)]
+        return [item]
+    everyones: list[Any] = [None] * world.size
+    torch_dist.all_gather_object(everyones, item)
+    return everyones
 
 
 def barrier(world: World) -> None:

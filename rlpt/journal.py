@@ -3,10 +3,10 @@
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from itertools import groupby, islice
 from typing import Any
 
 from rlpt import dist, flops
+from rlpt.batch import documents
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.evaluate import files
@@ -58,17 +58,28 @@ def one_line(metrics: Mapping[str, float]) -> str:
 
 
 def rollout_rows(
-    session: Session, groups: Sequence[Group], stepped: Stepped, step: int
+    session: Session,
+    groups: Sequence[Group],
+    positions: Sequence[int],
+    stepped: Stepped,
+    step: int,
 ) -> list[dict[str, Any]]:
-    """The first groups of the step, over all ranks, as text and numbers for people to read. Collective."""
+    """The first groups of the step, over all ranks, as text and numbers for people to read. Collective.
+
+    ``positions`` are those of this rank's documents in the step: whichever rank had them, the rows come in its order.
+    """
     kept = session.cfg.log.rollouts_kept
-    # Ranks share documents, and documents differ in their number of cuts: whole documents in order, then flat.
-    parts = groupby(range(len(groups)), key=lambda p: id(groups[p].prompt.trunk))
-    chosen = islice((list(part) for _, part in parts), -(-kept // session.world.size))
     # One reader for all rows: making it parses the tokenizer.
     read = decoder(session.shards)
-    documents = [[_row(groups, stepped, p, step, read) for p in part] for part in chosen]
-    return [row for part in dist.unshare(documents, session.world) for row in part][:kept]
+    mine = {
+        position: [_row(groups, stepped, p, step, read) for p in part]
+        for position, part in zip(positions, documents(groups), strict=True)
+        if position < kept
+    }
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for part in dist.gathered(mine, session.world):
+        rows |= part
+    return [row for position in sorted(rows) for row in rows[position]][:kept]
 
 
 def _row(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Integer
 
-from rlpt import rng
+from rlpt import dist, rng
 from rlpt.config import PromptConfig
 from rlpt.types import Markers, Prompt, Trunk, concat
 from rlpt_data.shards import CUT_KINDS, Document, Split
@@ -129,6 +129,23 @@ def trunk(document: Document, epoch: int, cfg: PromptConfig, seed: int) -> Trunk
     count = min(cfg.cuts_per_document - 1, len(inside))
     chosen = sorted(int(cut) for cut in draw.choice(inside, count, replace=False)) if count else []
     return window(document, epoch, start, anchor + cfg.horizon_tokens, [*chosen, anchor])
+
+
+def dealt_trunks(
+    stream: Stream, start: int, count: int, cfg: PromptConfig, seed: int, branch_tokens: int, world: dist.World
+) -> tuple[list[int], list[Trunk]]:  # fmt: skip
+    """This rank's share of the samples [start, start + count): positions in the step, and their trunks.
+
+    As many documents on every rank, and about as many tokens; ``branch_tokens`` are all those that hang off one cut.
+    """
+    samples = stream.take(start, count, world.rank, world.size)
+    trunks = [trunk(document, epoch, cfg, seed) for epoch, document in samples]
+    if world.size == 1:
+        return list(range(count)), trunks
+    costs = [len(each.ids) + branch_tokens * len(each.cuts) for each in trunks]
+    positions = dist.balanced(dist.unshare(costs, world), world)
+    samples = [stream.at(start + position) for position in positions]
+    return positions, [trunk(document, epoch, cfg, seed) for epoch, document in samples]
 
 
 def window(

@@ -11,7 +11,7 @@ import torch
 
 from rlpt import checkpoint, dist
 from rlpt.checkpoint import Progress
-from rlpt.config import RunConfig
+from rlpt.config import RunConfig, longest_branch
 from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
@@ -22,6 +22,7 @@ from rlpt.policy import load
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
+from rlpt.policy.selfcheck import check_layout
 from rlpt.prompts import Stream, held_out, prompt_stream, window_stream
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
@@ -43,6 +44,8 @@ class Work:
     framer: Framer | None = None
     reward: Reward | None = None
     frozen: Policy | None = None
+    branch_tokens: int = 0
+    """Most tokens that hang off one cut."""
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress."""
@@ -96,10 +99,21 @@ class Session:
                 f"{self.cfg.run_dir}: holds a run already; use --resume auto or another run_dir"
             )
         progress = self._restored(steps[-1]) if steps else self._fresh()
+        self._check_layout()
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
         return progress
+
+    def _check_layout(self) -> None:
+        """Say how documents are laid out, and hold the layout against one sequence at a time."""
+        cfg, split = self.cfg, self.shards.split("train")
+        say(self.plan.note, self.world.is_main)
+        prompts = held_out(split, cfg.prompts, self.markers, 2, cfg.seed, cfg.data.domains)
+        exact = cfg.policy.compute_dtype == "float32"
+        check_layout(
+            self.policy, prompts, self.markers, cfg.thought.budget_tokens, self.world, exact
+        )
 
     def _fresh(self) -> Progress:
         if damaged := checkpoint.incomplete(self.cfg.run_dir):
@@ -179,7 +193,10 @@ class Session:
             self.shards.split("train"), cfg.prompts, cfg.seed, stage.name, cfg.data.domains
         )
         frozen = self._copy() if "frozen" in stage.reward.replicas else None
-        return Work(learner, stream, reward=self._reward(stage, learner.ema, frozen), frozen=frozen)
+        own = longest_branch(cfg.prompts, cfg.thought) - cfg.prompts.context_tokens
+        reward = self._reward(stage, learner.ema, frozen)
+        say(f"stage {stage.name}: {stage.arrangement}", self.world.is_main)
+        return Work(learner, stream, None, reward, frozen, branch_tokens=stage.group_size * own)
 
     def _reward(self, stage: RLStage, ema: Policy | None, frozen: Policy | None) -> Reward:
         cfg = stage.reward

@@ -163,6 +163,21 @@ class RLStage(StageBase):
             return "the factor of advantage.scale = 'batch_std' would scale the next-token and gold terms too"
         return None
 
+    @property
+    def arrangement(self) -> str:
+        """The line in the log that says which forward rewards are read from."""
+        if self.update.score_with == "separate_pass":
+            return "rewards have a scoring pass of their own (update.score_with)"
+        always, split = self.why_separate(whole=True), self.why_separate(whole=False)
+        if always is not None:
+            return f"{always}, so there is no forward to share"
+        if split is None:
+            return "rewards are read off the forward that is trained"
+        return (
+            f"rewards are read off the forward that is trained where a step fits micro_batch_tokens = "
+            f"{self.micro_batch_tokens} on every rank; else they have a pass of their own: {split}"
+        )
+
     @model_validator(mode="after")
     def _one_forward_is_possible(self) -> "RLStage":
         reason = self.why_separate(whole=True)

@@ -12,7 +12,7 @@ from rlpt.config import RunConfig
 from rlpt.console import progress as progress_bar
 from rlpt.journal import describe, one_line, rollout_rows, write_summary
 from rlpt.policy.load import blueprint
-from rlpt.prompts import prompts_of, trunk
+from rlpt.prompts import dealt_trunks, prompts_of
 from rlpt.rl_update import rl_step
 from rlpt.rollout.engine import generate
 from rlpt.runlog import check_folder, open_log
@@ -98,8 +98,9 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     cfg, world = session.cfg, session.world
     started = time.perf_counter()
     session.publish(progress.step)
-    samples = work.stream.take(progress.cursor, stage.documents_per_step, world.rank, world.size)
-    trunks = [trunk(document, epoch, cfg.prompts, cfg.seed) for epoch, document in samples]
+    positions, trunks = dealt_trunks(
+        work.stream, progress.cursor, stage.documents_per_step, cfg.prompts, cfg.seed, work.branch_tokens, world
+    )  # fmt: skip
     prompts = [
         prompt for each in trunks for prompt in prompts_of(each, cfg.prompts, session.markers)
     ]
@@ -110,7 +111,7 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     if cfg.log.rollouts_every and progress.stage_step % cfg.log.rollouts_every == 0:
         # Named like the line of metrics that this update will get.
         step = progress.step + 1
-        session.log.rollouts(step, rollout_rows(session, groups, stepped, step))
+        session.log.rollouts(step, rollout_rows(session, groups, positions, stepped, step))
     return stepped
 
 

@@ -77,14 +77,11 @@ def branch_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not isinstance(tree, Tree):
         return tree.attend(module.layer_idx, query, key, value, scale), None
-    if tree.mask is not None:
-        out = _flex(query, key, value, tree.mask, scale)
-    else:
-        out = tree_attention(query, key, value, tree, scale)
-    return out.transpose(1, 2), None
+    attend: Any = tree_attention if tree.mask is None else _flex
+    return attend(query, key, value, tree, scale).transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, branch_attention)  # pyright: ignore[reportCallIssue]
+AttentionInterface.register(NAME, branch_attention)
 
 
 def refuse(module: nn.Module, longest: int, dropout: float, settings: dict[str, Any]) -> None:
@@ -265,7 +262,7 @@ def _own(x: Tensor, family: Siblings) -> Tensor:
 _compiled_flex: Any = None
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) -> Tensor:
+def _flex(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> Tensor:
     """flex_attention under a block mask, compiled once for all lengths."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -273,4 +270,4 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) ->
     if _compiled_flex is None:
         _compiled_flex = torch.compile(flex_attention, dynamic=True)
     grouped = query.shape[1] != key.shape[1]
-    return _compiled_flex(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    return _compiled_flex(query, key, value, block_mask=tree.mask, scale=scale, enable_gqa=grouped)

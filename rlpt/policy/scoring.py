@@ -17,15 +17,22 @@ Span = tuple[Trunk, int, int]
 class Scorer:
     """Scores branches and trunks with one policy at T = 1, ``banned`` ids (the markers) removed from the softmax.
 
-    ``tokens`` is the budget of one forward; it changes memory and speed, never a number beyond rounding.
+    ``tokens`` is the budget of one forward; it changes memory and speed, never a number beyond rounding. ``layout`` is
+    the policy's unless given.
     Collective: under several ranks every rank calls it equally often; a rank that runs out of work joins with empty
     batches, because FSDP gathers parameters on all ranks at once.
     """
 
     def __init__(
-        self, policy: Policy, banned: tuple[int, ...], world: dist.World, tokens: int
+        self,
+        policy: Policy,
+        banned: tuple[int, ...],
+        world: dist.World,
+        tokens: int,
+        layout: Layout | None = None,
     ) -> None:
         self.policy = policy
+        self.layout: Layout = policy.layout if layout is None else layout
         self.banned = banned
         self.world = world
         self.tokens = tokens
@@ -39,7 +46,7 @@ class Scorer:
         return self._batched(spans, _trunk_cost, self._score_trunks)
 
     def _batched(self, items: Sequence, cost: Callable, score: Callable) -> list[Scores]:
-        chosen = batches([cost(item) for item in items], self.tokens, self.policy.layout)
+        chosen = batches([cost(item) for item in items], self.tokens, self.layout)
         results: list[Scores | None] = [None] * len(items)
         for turn in range(dist.largest(len(chosen), self.world)):
             batch = chosen[turn] if turn < len(chosen) else []
@@ -51,7 +58,7 @@ class Scorer:
         return [scores for scores in results if scores is not None]
 
     def _score_branches(self, pairs: Sequence[Pair]) -> list[Scores]:
-        packed = pack([], pairs, self.world.device, self.policy.layout)
+        packed = pack([], pairs, self.world.device, self.layout)
         spans = [(branch.score_start, len(branch.ids)) for _, branch in pairs]
         hidden = [packed.branch_rows(b, *span) for b, span in enumerate(spans)]
         target = [branch.ids[branch.score_start :] for _, branch in pairs]
@@ -61,7 +68,7 @@ class Scorer:
         # Several cuts of one trunk ask for spans of the same forward.
         known = {id(trunk): trunk for trunk, _, _ in spans}
         order = {key: k for k, key in enumerate(known)}
-        packed = pack(list(known.values()), [], self.world.device, self.policy.layout)
+        packed = pack(list(known.values()), [], self.world.device, self.layout)
         hidden = [packed.trunk_rows(order[id(trunk)], *span) for trunk, *span in spans]
         target = [trunk.ids[start:stop] for trunk, start, stop in spans]
         return self._forward(packed, hidden, target)

@@ -132,7 +132,8 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
     assert thoughts_of(two) == thoughts_of(whole)
     for mine, theirs in zip(steps_of(two), steps_of(whole), strict=True):
         assert mine.keys() == theirs.keys()
-        for name in mine.keys() - {"stage"}:
+        # What was computed depends on the split: with one micro-batch the continuations are in the trained forward.
+        for name in mine.keys() - {"stage", "tokens/train"}:
             # Log-ratios and gains are differences of fp32 log-probabilities: their noise is absolute.
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=2e-6), name
     mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (two, whole))
