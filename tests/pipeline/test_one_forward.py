@@ -87,7 +87,7 @@ class Run:
             stepped = rl_step(learner, groups, reward, chosen, step, step)
             losses.append(
                 {name: stepped.sums[name][0] for name in stepped.sums if "loss/" in name}
-                | {"norm": stepped.grad_norm, "gain": stepped.sums["gain/mean"][0]}
+                | {"norm": stepped.grad_norm, "gain": np.divide(*stepped.sums["gain/mean"])}
             )
             assert stepped.rewarded is not None
             assert len(stepped.rewarded.detail["thought"]) == len(groups) * GROUP
