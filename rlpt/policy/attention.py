@@ -84,6 +84,7 @@ def branch_attention(
 AttentionInterface.register(NAME, branch_attention)
 
 
+@torch.compiler.disable
 def refuse(module: nn.Module, longest: int, dropout: float, settings: dict[str, Any]) -> None:
     """Refuse what a layer asks of its attention beyond causality, rather than leave it out. Raises ValueError."""
     name = type(module).__name__
@@ -263,11 +264,12 @@ _compiled_flex: Any = None
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> Tensor:
-    """flex_attention under a block mask, compiled once for all lengths."""
+    """flex_attention under a block mask: part of a compiled block, or compiled once for all lengths."""
     from torch.nn.attention.flex_attention import flex_attention
 
     global _compiled_flex
-    if _compiled_flex is None:
+    if _compiled_flex is None and not torch.compiler.is_compiling():
         _compiled_flex = torch.compile(flex_attention, dynamic=True)
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex
     grouped = query.shape[1] != key.shape[1]
-    return _compiled_flex(query, key, value, block_mask=tree.mask, scale=scale, enable_gqa=grouped)
+    return attend(query, key, value, block_mask=tree.mask, scale=scale, enable_gqa=grouped)

@@ -7,10 +7,11 @@ token.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rlpt.policy.attention import Crossing, Siblings, Tree
@@ -148,18 +149,41 @@ def bucketed(length: int) -> int:
     return -(-length // step) * step
 
 
-def block_mask(flat: Flat, lengths: Sequence[int], device: torch.device):
-    """The layout as a block mask of flex_attention over ``bucketed(M)`` tokens; padding sees itself alone."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def block_mask(flat: Flat, lengths: Sequence[int], device: torch.device) -> Any:
+    """The layout as a block mask of flex_attention over ``bucketed(M)`` tokens; padding sees itself alone.
+
+    Made from stretches, block by block: the mask itself would be M x M.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     table = torch.from_numpy(np.stack(owners(flat, lengths))).to(device)
-    size = table.shape[1]
+    owner_M, start_M, stop_M = table
+    at_M = torch.arange(len(owner_M), device=device)
+    begins = torch.cat([owner_M[:1] == owner_M[:1], owner_M[1:] != owner_M[:-1]])
+    first_M = torch.where(begins, at_M, 0).cummax(0).values
+    count = _overlaps(start_M, stop_M) + _overlaps(first_M, at_M + 1)
+    seen = count.unflatten(0, (-1, BUCKET)).sum(1)[None, None]
+    full = seen == BUCKET * BUCKET
 
     def sees(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        own = (table[0, q] == table[0, k]) & (k <= q)
-        return own | ((k >= table[1, q]) & (k < table[2, q]))
+        own = (k >= first_M[q]) & (k <= q)
+        return own | ((k >= start_M[q]) & (k < stop_M[q]))
 
-    return create_block_mask(sees, None, None, size, size, device=str(device))
+    blocks = (*_listed((seen > 0) & ~full), *_listed(full))
+    return BlockMask.from_kv_blocks(*blocks, BLOCK_SIZE=BUCKET, mask_mod=sees)
+
+
+def _overlaps(start_M: Int[Tensor, " M"], stop_M: Int[Tensor, " M"]) -> Int[Tensor, "M blocks"]:
+    """How many keys of every block lie in each token's stretch."""
+    edge = torch.arange(0, len(start_M), BUCKET, device=start_M.device)
+    last = torch.minimum(stop_M[:, None], edge + BUCKET)
+    return (last - torch.maximum(start_M[:, None], edge)).clamp(min=0).int()
+
+
+def _listed(wanted: Bool[Tensor, "1 1 q k"]) -> tuple[Int[Tensor, "1 1 q"], Int[Tensor, "1 1 q k"]]:
+    """How many blocks of keys every block of queries wants, and which, those first."""
+    order = wanted.int().argsort(dim=-1, descending=True, stable=True)
+    return wanted.sum(-1, dtype=torch.int32), order.int()
 
 
 def owners(
