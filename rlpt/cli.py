@@ -202,17 +202,20 @@ def export(run_dir: Path, step: int | None, out: Path, as_json: bool) -> None:
     "config",
     metavar="CONFIG",
     type=click.Path(path_type=Path),
-    help="Instead: the memory and the cost of a step of a run of CONFIG.",
+    help="Instead: the tokens, FLOPs and memory of a step of a run of CONFIG, naive and shared.",
 )
+@click.option("--ranks", type=click.IntRange(1), help="With --plan: how many share the run.")
 @set_option
 @json_option
-def doctor(config: Path | None, overrides: Sequence[str], as_json: bool) -> None:
+def doctor(config: Path | None, ranks: int | None, overrides: Sequence[str], as_json: bool) -> None:
     """Say what this machine can run.
 
     What is missing comes with the command that fixes it; exits 1 if rlpt cannot run here.
     """
     if config is not None:
-        return _plan(config, overrides, as_json)
+        return _plan(config, ranks or 1, overrides, as_json)
+    if ranks is not None or overrides:
+        raise click.UsageError("--ranks and --set belong to --plan CONFIG.")
     from rlpt.doctor import examine, render
 
     found = examine()
@@ -222,14 +225,16 @@ def doctor(config: Path | None, overrides: Sequence[str], as_json: bool) -> None
         click.get_current_context().exit(1)
 
 
-def _plan(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+def _plan(config: Path, ranks: int, overrides: Sequence[str], as_json: bool) -> None:
     from rlpt.config import RunConfig
     from rlpt_data.strict import load
 
     settings = load(RunConfig, config, overrides)
-    from rlpt.doctor import plan
+    from rlpt.plan import plan, render
 
-    conclude(plan(settings), as_json)
+    found = plan(settings, ranks)
+    _show(render(found))
+    finish(found, as_json)
 
 
 def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:

@@ -19,14 +19,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from packaging.requirements import Requirement
 
-from rlpt.config import RunConfig
-
 if TYPE_CHECKING:
     from rich.table import Table
 
 GIB = 2**30
-# float32 weights, gradients and the two moments of AdamW.
-BYTES_PER_PARAMETER = 16
 DISK_NEEDED_GIB, MEMORY_NEEDED_GIB = 4, 4
 # What each extra lets a user do; `bench` and `dev` are for contributors.
 EXTRAS = {
@@ -82,30 +78,6 @@ def render(found: dict[str, Any]) -> "Table":
         table.add_row(check["name"], Text(word, style), Text(check["found"]), Text(fix))
     table.caption = "rlpt can run here" if found["ok"] else "rlpt cannot run here yet"
     return table
-
-
-def plan(cfg: RunConfig) -> dict[str, Any]:
-    """What a run costs: memory of the training state over all ranks, and a step of every stage.
-
-    ``step_seconds_at_least`` is a step's FLOPs over the matrix throughput of this machine, measured
-    now, which a small policy does not reach. Raises UserError where the shards are missing.
-    """
-    from rlpt import flops
-    from rlpt.policy.load import blueprint, meta_model
-    from rlpt_data.shards import ShardFolder
-
-    model = blueprint(cfg.policy, ShardFolder.open(cfg.data.shards), cfg.longest_path).config
-    parameters = sum(weight.numel() for weight in meta_model(model).parameters())
-    gflops = matmul_gflops()
-    stages = flops.plan(cfg, model)
-    for cost in stages.values():
-        cost["step_seconds_at_least"] = cost["step_gflops"] / gflops
-    return {
-        "parameters": parameters,
-        "training_state_gib": parameters * BYTES_PER_PARAMETER / GIB,
-        "machine_gflops_per_second": gflops,
-        "stages": stages,
-    }
 
 
 def matmul_gflops(size: int = 1024, seconds: float = 0.3) -> float:

@@ -40,7 +40,7 @@ def describe(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> dict[str, 
             "closer": plan.vocabulary.markers.closer,
         },
         "steps": cfg.total_steps,
-        "stages": flops.plan(cfg, plan.config),
+        "stages": flops.plan(cfg, plan.config, plan.layout),
     }
 
 

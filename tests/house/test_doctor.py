@@ -2,7 +2,6 @@
 
 import io
 import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +11,6 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from rlpt import doctor
-from rlpt.config import RunConfig
-from rlpt_data.prepare import PrepareConfig, prepare
-from rlpt_data.strict import load
 
 
 @pytest.mark.parametrize(
@@ -90,49 +86,3 @@ def test_the_table_shows_the_fix_of_what_is_missing_and_only_that() -> None:
 def test_the_measured_throughput_times_the_seconds_is_the_work_done() -> None:
     # A product of 256 x 256 is 2 * 256^3 operations; no machine does fewer than 0.1 GFLOP/s.
     assert 0.1 < doctor.matmul_gflops(size=256, seconds=0.05) < 1e7
-
-
-def test_the_plan_counts_parameters_state_and_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pages").mkdir()
-    for n in range(20):
-        (tmp_path / "pages" / f"{n}.txt").write_text(f"Page {n}. " * 40)
-    shards = tmp_path / "shards"
-    prepare(
-        load(
-            PrepareConfig,
-            written(
-                tmp_path / "data.toml",
-                f"""
-        out = "{shards}"
-        source = {{ kind = "folder", path = "{tmp_path / "pages"}" }}
-        tokenizer = {{ kind = "byte" }}
-        split = {{ dev = 0.3, test = 0.3 }}
-    """,
-            ),
-        )
-    )
-    run = written(
-        tmp_path / "run.toml",
-        f"""
-        run_dir = "{tmp_path / "run"}"
-        data = {{ shards = "{shards}" }}
-        policy.fresh = {{ layers = 1, width = 32, heads = 2, mlp_width = 64 }}
-        stage = [{{ name = "a", kind = "next_token", steps = 3, documents_per_step = 2 }}]
-    """,
-    )
-    monkeypatch.setattr(doctor, "matmul_gflops", lambda: 2.0)
-    found = doctor.plan(load(RunConfig, run))
-    # 256 bytes + 2 markers embedded, attention, gated MLP, two norms in the block and a last one.
-    parameters = 258 * 32 + 4 * 32 * 32 + 3 * 32 * 64 + 3 * 32
-    assert found["parameters"] == parameters
-    assert found["training_state_gib"] == 16 * parameters / 2**30
-    cost = found["stages"]["a"]
-    assert cost["trained_tokens"] == 2 * 256
-    assert cost["step_seconds_at_least"] == cost["step_gflops"] / 2.0
-
-
-def written(path: Path, text: str) -> Path:
-    path.write_text(textwrap.dedent(text))
-    return path
