@@ -37,23 +37,24 @@ def _signed(value: int) -> int:
 
 def _shift(bits: Tensor, count: int) -> Tensor:
     # torch shifts int64 arithmetically; the mask makes the shift logical.
-    return (bits >> count) & ((1 << (64 - count)) - 1)
+    return (bits >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
-def _splitmix(state: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    bits = (state ^ _shift(state, 30)) * _signed(_MIX_1)
-    bits = (bits ^ _shift(bits, 27)) * _signed(_MIX_2)
-    return bits ^ _shift(bits, 31)
+def _splitmix_(bits: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """In place: noise for a whole vocabulary is a good part of a decoding step, and most of it is memory traffic."""
+    bits.bitwise_xor_(_shift(bits, 30)).mul_(_signed(_MIX_1))
+    bits.bitwise_xor_(_shift(bits, 27)).mul_(_signed(_MIX_2))
+    return bits.bitwise_xor_(_shift(bits, 31))
 
 
 def uniform(key_N: Int[Tensor, " N"], counter: int, width: int) -> Float[Tensor, "N V"]:
     """``width`` float64 uniforms in (0, 1) for every key, at position ``counter``."""
-    start_N1 = _splitmix(key_N + _signed(_GOLDEN * (counter + 1) % 2**64))[:, None]
+    start_N1 = _splitmix_(key_N + _signed(_GOLDEN * (counter + 1) % 2**64))[:, None]
     column_V = torch.arange(1, width + 1, device=key_N.device) * _signed(_GOLDEN)
-    bits_NV = _shift(_splitmix(start_N1 + column_V), 11)
-    return (bits_NV.double() + 0.5) * 2.0**-53
+    bits_NV = _shift(_splitmix_(start_N1 + column_V), 11)
+    return bits_NV.double().add_(0.5).mul_(2.0**-53)
 
 
 def gumbel(key_N: Int[Tensor, " N"], counter: int, width: int) -> Float[Tensor, "N V"]:
     """Standard Gumbel noise: ``argmax(logits + gumbel)`` is a sample of softmax(logits)."""
-    return -torch.log(-torch.log(uniform(key_N, counter, width)))
+    return uniform(key_N, counter, width).log_().neg_().log_().neg_()

@@ -83,6 +83,7 @@ class Session:
         policy = load.load(cfg.policy, plan, world, cfg.seed)
         engine = TransformersEngine(
             plan.config,
+            plan.layout,
             plan.vocabulary.markers,
             cfg.thought,
             cfg.seed,

@@ -120,7 +120,7 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     _check_layout(config, folder, policy, plan, world)
     markers, tokens = plan.vocabulary.markers, config.evaluation.batch_tokens
     engine = TransformersEngine(
-        *(plan.config, markers, config.thought, config.seed),
+        *(plan.config, plan.layout, markers, config.thought, config.seed),
         *(config.engine.prompts_per_batch, world.device),
     )
     sync.publish(policy, engine, 0)

@@ -1,5 +1,7 @@
 """The reference engine: samples belong to their keys, log-probabilities are the trainer's."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -16,17 +18,22 @@ from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.types import Branch, Group, concat
 from rlpt_data.shards import ShardFolder
 
-CFG = PromptConfig(context_tokens=24, min_context_tokens=6, horizon_tokens=5)
+CFG = PromptConfig(context_tokens=24, min_context_tokens=6, horizon_tokens=5, cuts_per_document=3)
+Start = Callable[[Policy, ThoughtConfig, int], TransformersEngine]
 
 
-def started(
-    plan: Blueprint, policy: Policy, thought: ThoughtConfig, batch: int, world: dist.World
-) -> TransformersEngine:
-    engine = TransformersEngine(
-        plan.config, plan.vocabulary.markers, thought, 0, batch, world.device
-    )
-    sync.publish(policy, engine, version=7)
-    return engine
+@pytest.fixture(params=["shared", "naive"])
+def started(request: pytest.FixtureRequest, plan: Blueprint, world: dist.World) -> Start:
+    """An engine of either layout, with the weights of a policy."""
+
+    def start(policy: Policy, thought: ThoughtConfig, batch: int) -> TransformersEngine:
+        engine = TransformersEngine(
+            plan.config, request.param, plan.vocabulary.markers, thought, 0, batch, world.device
+        )
+        sync.publish(policy, engine, version=7)
+        return engine
+
+    return start
 
 
 @pytest.fixture
@@ -53,18 +60,18 @@ def same(one: list[Group], other: list[Group]) -> bool:
     )
 
 
-def test_neither_batch_nor_order_changes_a_thought(plan, closing, prompts, world) -> None:
+def test_neither_batch_nor_order_changes_a_thought(started, closing, prompts) -> None:
     thought = ThoughtConfig(budget_tokens=6)
-    whole = generate(started(plan, closing, thought, 32, world), prompts, 4, "train")
-    engine = started(plan, closing, thought, 3, world)
+    whole = generate(started(closing, thought, 32), prompts, 4, "train")
+    engine = started(closing, thought, 3)
     assert same(generate(engine, prompts[::-1], 4, "train")[::-1], whole)
     assert not same(generate(engine, prompts, 4, "other purpose"), whole)
 
 
-def test_behaviour_log_probabilities_are_the_trainers(plan, closing, prompts, world) -> None:
-    groups = generate(
-        started(plan, closing, ThoughtConfig(budget_tokens=6), 32, world), prompts, 4, "train"
-    )
+def test_behaviour_log_probabilities_are_the_trainers(
+    started, plan, closing, prompts, world
+) -> None:
+    groups = generate(started(closing, ThoughtConfig(budget_tokens=6), 32), prompts, 4, "train")
     scorer = Scorer(closing, (plan.vocabulary.markers.opener,), world, 600)
     rollouts = [(g.prompt, r) for g in groups for r in g.rollouts]
     pairs = [
@@ -76,8 +83,8 @@ def test_behaviour_log_probabilities_are_the_trainers(plan, closing, prompts, wo
         assert rollout.logp[~rollout.action].tolist() == [0.0] * int((~rollout.action).sum())
 
 
-def test_tokens_are_the_gumbel_argmax_of_their_keys(plan, closing, prompts, world) -> None:
-    engine = started(plan, closing, ThoughtConfig(budget_tokens=3), 32, world)
+def test_tokens_are_the_gumbel_argmax_of_their_keys(started, plan, closing, prompts) -> None:
+    engine = started(closing, ThoughtConfig(budget_tokens=3), 32)
     group = generate(engine, prompts[:1], 2, "train")[0]
     for g, rollout in enumerate(group.rollouts):
         key = torch.tensor([rng.key(0, "train", *group.prompt.key, g)])
@@ -92,11 +99,9 @@ def test_tokens_are_the_gumbel_argmax_of_their_keys(plan, closing, prompts, worl
         assert rollout.ids[0] == expected
 
 
-def test_a_forced_closer_is_no_action_and_a_sampled_one_is(plan, closing, prompts, world) -> None:
+def test_a_forced_closer_is_no_action_and_a_sampled_one_is(started, plan, closing, prompts) -> None:
     closer = plan.vocabulary.markers.closer
-    groups = generate(
-        started(plan, closing, ThoughtConfig(budget_tokens=5), 32, world), prompts, 8, "train"
-    )
+    groups = generate(started(closing, ThoughtConfig(budget_tokens=5), 32), prompts, 8, "train")
     rollouts = [r for g in groups for r in g.rollouts]
     assert {r.finish for r in rollouts} == {"closer", "budget"}
     for rollout in rollouts:
@@ -111,9 +116,9 @@ def test_a_forced_closer_is_no_action_and_a_sampled_one_is(plan, closing, prompt
             assert rollout.thought_len == 5
 
 
-def test_predictions_follow_the_closer_and_are_actions(plan, closing, prompts, world) -> None:
+def test_predictions_follow_the_closer_and_are_actions(started, plan, closing, prompts) -> None:
     thought = ThoughtConfig(budget_tokens=3, prediction_tokens=2)
-    groups = generate(started(plan, closing, thought, 32, world), prompts, 8, "train")
+    groups = generate(started(closing, thought, 32), prompts, 8, "train")
     closer = plan.vocabulary.markers.closer
     for rollout in (r for g in groups for r in g.rollouts):
         assert rollout.ids[rollout.thought_len] == closer
@@ -122,11 +127,11 @@ def test_predictions_follow_the_closer_and_are_actions(plan, closing, prompts, w
         assert rollout.action[rollout.thought_len + 1 :].all()
 
 
-def test_replacing_the_text_after_the_cut_changes_no_thought(plan, closing, prompts, world) -> None:
+def test_replacing_the_text_after_the_cut_changes_no_thought(started, closing, prompts) -> None:
     """The leak test of MEASURING, section 3."""
     from dataclasses import replace
 
-    engine = started(plan, closing, ThoughtConfig(budget_tokens=5), 32, world)
+    engine = started(closing, ThoughtConfig(budget_tokens=5), 32)
     altered = []
     for prompt in prompts:
         ids = prompt.trunk.ids.copy()
@@ -137,7 +142,7 @@ def test_replacing_the_text_after_the_cut_changes_no_thought(plan, closing, prom
 
 def test_an_engine_without_weights_says_so(plan, prompts, world) -> None:
     engine = TransformersEngine(
-        plan.config, plan.vocabulary.markers, ThoughtConfig(), 0, 4, world.device
+        plan.config, plan.layout, plan.vocabulary.markers, ThoughtConfig(), 0, 4, world.device
     )
     with pytest.raises(RuntimeError, match="no weights were published"):
         generate(engine, prompts, 2, "train")

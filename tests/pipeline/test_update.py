@@ -39,8 +39,9 @@ def groups(policy: Policy, plan: Blueprint, shards: ShardFolder, world: dist.Wor
         for e, d in stream.take(0, 6, 0, 1)
         for p in prompts_of(trunk(d, e, CFG, 0), CFG, plan.vocabulary.markers)
     ]
+    thought = ThoughtConfig(budget_tokens=4)
     engine = TransformersEngine(
-        plan.config, plan.vocabulary.markers, ThoughtConfig(budget_tokens=4), 0, 32, world.device
+        plan.config, plan.layout, plan.vocabulary.markers, thought, 0, 32, world.device
     )
     sync.publish(policy, engine, 0)
     return generate(engine, prompts, 3, "train")
