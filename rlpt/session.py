@@ -16,10 +16,12 @@ from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.job import Subject, evaluate_subject
+from rlpt.flops import document_tokens
 from rlpt.frames import Framer
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
+from rlpt.policy.packing import Layout
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.policy.selfcheck import check_layout
@@ -79,7 +81,7 @@ class Session:
         cls, cfg: RunConfig, shards: ShardFolder, plan: Blueprint, world: dist.World, log: RunLog
     ) -> "Session":
         """The policy as the configuration starts it, and an engine without weights."""
-        _check_shares(cfg, world)
+        _check_shares(cfg, world, plan.layout)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
         engine = TransformersEngine(
             plan.config,
@@ -314,10 +316,24 @@ def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
         checkpoint.find(cfg.init_from)
 
 
-def _check_shares(cfg: RunConfig, world: dist.World) -> None:
+def _check_shares(cfg: RunConfig, world: dist.World, layout: Layout) -> None:
     for stage in cfg.stage:
         if stage.documents_per_step % world.size:
             raise UserError(
                 f"stage {stage.name}: documents_per_step = {stage.documents_per_step} must be divisible by the "
                 f"number of ranks, {world.size}"
             )
+        if isinstance(stage, RLStage) and stage.update.score_with == "training_forward":
+            _check_one_forward(cfg, stage, world, layout)
+
+
+def _check_one_forward(cfg: RunConfig, stage: RLStage, world: dist.World, layout: Layout) -> None:
+    """A step whose rewards must all be known before any loss has to fit one micro-batch."""
+    reason = stage.why_separate(whole=False)
+    most = document_tokens(cfg, stage, layout, continuations=True)
+    most *= stage.documents_per_step // world.size
+    if reason is not None and most > stage.micro_batch_tokens:
+        raise UserError(
+            f"stage {stage.name}: update.score_with = 'training_forward': {reason}, unless a rank's share of a step is "
+            f"one micro-batch; raise micro_batch_tokens from {stage.micro_batch_tokens} to {most}, or use 'auto'"
+        )

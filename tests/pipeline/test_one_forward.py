@@ -51,7 +51,7 @@ def stage(score_with: str, tokens: int, **changes: object) -> RLStage:
 
 def engine_of(plan: load.Blueprint, world: dist.World) -> TransformersEngine:
     markers = plan.vocabulary.markers
-    return TransformersEngine(plan.config, markers, THOUGHT, 0, 32, world.device)
+    return TransformersEngine(plan.config, plan.layout, markers, THOUGHT, 0, 32, world.device)
 
 
 @dataclass
