@@ -23,6 +23,16 @@ def implementation(layout: str) -> str:
     return NAME if layout == "shared" else "sdpa"
 
 
+def check_implementation(lm: Any) -> None:
+    """Refuse a model whose attention would not hear of a tree. Raises ValueError."""
+    name = lm.config._attn_implementation
+    if name != NAME:
+        raise ValueError(
+            f"{type(lm).__name__}: its attention, {name!r}, would let a branch see its neighbours; make the model with "
+            f"attn_implementation = {NAME!r}, or pack with the layout 'naive'"
+        )
+
+
 class Crossing(NamedTuple):
     """The branches of one cut: queries [start, stop), and their keys before the cut [trunk_start, trunk_stop)."""
 
@@ -68,12 +78,13 @@ def branch_attention(
     """What transformers calls in every layer. ``tree`` is a `Tree`, a decoding state with a ``step`` of its own, or
     absent: then rows are ordinary sequences.
     """
+    check: Any = refuse
+    check(module, key.shape[2] if tree is None else tree.longest, dropout, kwargs)
     if tree is None:
         if attention_mask is not None:
             raise ValueError("the layout 'shared' knows no padding masks; pack sequences instead")
         plain: Any = sdpa_attention_forward
         return plain(module, query, key, value, None, dropout=dropout, scaling=scaling, **kwargs)
-    refuse(module, tree.longest, dropout, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if not isinstance(tree, Tree):
         return tree.attend(module.layer_idx, query, key, value, scale), None

@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 from rlpt_data.strict import UserError
 
-TRIED = ("gemma", "granite", "llama", "mistral", "olmo", "olmo2", "phi3", "qwen2", "qwen3")
+TRIED = (
+    "arcee", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "glm", "glm4", "granite", "helium",
+    "hunyuan_v1_dense", "hyperclovax", "jais2", "llama", "ministral", "ministral3", "mistral", "nanochat", "olmo",
+    "olmo2", "olmo3", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "starcoder2",
+)  # fmt: skip
 """``model_type`` of the families that are tested against one sequence at a time."""
 
 MOVING_ROPE = ("dynamic", "longrope")
@@ -28,10 +32,21 @@ def why_not_shared(config: Any, longest: int) -> str | None:
         return f"{name} has a sliding window of {window} tokens, and paths have up to {longest}"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention scores"
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in MOVING_ROPE:
-        return f"{name} has rotary positions of type {rope}, which depend on the longest sequence of a batch"
+    if getattr(config, "use_bidirectional_attention", None):
+        return f"{name} attends in both directions (use_bidirectional_attention)"
+    for rope in _rope_types(getattr(config, "rope_parameters", None) or {}):
+        if rope in MOVING_ROPE:
+            return f"{name} has rotary positions of type {rope}, which depend on the longest sequence of a batch"
     return None
+
+
+def _rope_types(rope: dict[str, Any]) -> list[str]:
+    """The kinds of rotary positions: one, or one for every kind of layer."""
+    return [
+        part.get("rope_type", "default")
+        for part in (rope, *rope.values())
+        if isinstance(part, dict)
+    ]
 
 
 def choose(asked: Asked, config: Any, longest: int) -> tuple[Literal["shared", "naive"], str]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlpt.policy.attention import check_implementation
 from rlpt.policy.logprobs import PolicyLoss, Ratio, head_logprob, head_policy_loss
 from rlpt.policy.packing import Layout, Packed, Rows
 
@@ -71,7 +72,10 @@ class Policy(nn.Module):
 
         Tensors with a gradient must come back in tuples, lists or dicts, where FSDP finds them.
         """
-        told: dict[str, Any] = {} if packed.tree is None else {"tree": packed.tree}
+        told: dict[str, Any] = {}
+        if packed.tree is not None:
+            check_implementation(self.lm)
+            told["tree"] = packed.tree
         hidden_NTD = self.lm.model(
             input_ids=packed.ids_NT, position_ids=packed.position_NT, use_cache=False, **told
         ).last_hidden_state
