@@ -241,7 +241,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "one forward, split": ({"micro_batch_tokens": 100}, {}),
     "two passes": ({"update": {"score_with": "separate_pass"}}, {}),
     "two passes, split": (
-        {"update": {"score_with": "separate_pass"}, "micro_batch_tokens": 50},
+        {"update": {"score_with": "separate_pass"}, "micro_batch_tokens": 70},
         {"prompts": prompt_config(cuts=3)},
     ),
     "forced": (
