@@ -80,8 +80,27 @@ def _loads(bins: Sequence[Sequence[int]], costs: Sequence[int]) -> list[int]:
     return [sum(costs[i] for i in each) for each in bins]
 
 
+def padded_costs(documents: Sequence[Sequence[Group]], wanted: Wanted, layout: Layout) -> list[int]:
+    """Tokens that every document fills in any micro-batch of these; naive: with its padding to the longest of them."""
+    if layout == "shared":
+        return [document_cost(groups, wanted, layout) for groups in documents]
+    widest, counts = 0, []
+    for groups in documents:
+        paths = [
+            branch.cut + len(branch.ids)
+            for group in groups
+            for g in range(len(group.rollouts))
+            for _, branch in [_branch(group, g, wanted)]
+        ]
+        if wanted.continuations or wanted.text:
+            paths += [len(trunk.ids) for trunk in trunks_of(groups)]
+        widest = max(widest, *paths)
+        counts.append(len(paths))
+    return [count * widest for count in counts]
+
+
 def document_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> int:
-    """Tokens that the groups of one document compute."""
+    """Tokens that the groups of one document compute, padding left out."""
     (trunk,) = trunks_of(groups)
     branches = [
         _branch(group, g, wanted)[1] for group in groups for g in range(len(group.rollouts))

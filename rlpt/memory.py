@@ -66,10 +66,7 @@ def step_memory(
 
 
 def micro_batch_tokens(cfg: RunConfig, stage: Stage, layout: Layout, ranks: int = 1) -> int:
-    """Most tokens of one forward and backward: a budget's worth, or one document that exceeds it.
-
-    In the naive layout the padding of documents that differ in length comes on top.
-    """
+    """Most tokens of one forward and backward, padding included: a budget's worth, or one document that exceeds it."""
     if isinstance(stage, NextTokenStage):
         most = framed_work(cfg, stage).tokens // stage.documents_per_step
         count = -(-stage.documents_per_step // ranks)

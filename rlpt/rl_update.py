@@ -18,8 +18,8 @@ from rlpt import dist
 from rlpt.batch import (
     RolloutBatch,
     Wanted,
-    document_cost,
     documents,
+    padded_costs,
     per_action,
     rollout_batch,
     split_evenly,
@@ -100,10 +100,9 @@ class _Update:
     def parts(self, continuations: bool) -> list[list[int]]:
         """Indices of groups, micro-batch by micro-batch, whole documents each."""
         whole, wanted = documents(self.groups), self.wanted(continuations)
-        costs = [
-            document_cost([self.groups[p] for p in part], wanted, self.learner.policy.layout)
-            for part in whole
-        ]
+        costs = padded_costs(
+            [[self.groups[p] for p in part] for part in whole], wanted, self.learner.policy.layout
+        )
         bins = split_evenly(costs, self.stage.micro_batch_tokens, self.learner.world)
         return [[p for d in each for p in whole[d]] for each in bins]
 

@@ -61,7 +61,9 @@ def next_token_step(
         )
     sums: Sums = {}
     lengths = [frame.branch.cut + len(frame.branch.ids) for frame in frames]
-    for part in split_evenly(lengths, stage.micro_batch_tokens, learner.world):
+    # Frames of one forward are padded to the longest.
+    costs = [max(lengths)] * len(lengths)
+    for part in split_evenly(costs, stage.micro_batch_tokens, learner.world):
         packed, kinds = framed_batch(
             [frames[i] for i in part], learner.markers, learner.world.device
         )

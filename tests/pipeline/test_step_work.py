@@ -9,7 +9,14 @@ import torch
 import transformers
 
 from rlpt import dist, flops
-from rlpt.batch import Wanted, document_cost, framed_batch, rollout_batch, split_evenly
+from rlpt.batch import (
+    Wanted,
+    document_cost,
+    framed_batch,
+    padded_costs,
+    rollout_batch,
+    split_evenly,
+)
 from rlpt.config import (
     DataConfig,
     FreshPolicy,
@@ -185,10 +192,12 @@ def test_no_micro_batch_is_larger_than_planned(
     for shorter in (0, 10, 20, 30, 40):
         draw = np.random.default_rng(shorter)
         whole = [document(cfg, draw, shorter) for _ in range(12)]
-        costs = [document_cost(part, asked, layout) for part in whole]
+        costs = padded_costs(whole, asked, layout)
         for chosen in split_evenly(costs, budget, world):
             batch = [group for i in chosen for group in whole[i]]
             packed = rollout_batch(batch, MARKERS, CPU, layout, asked).packed
-            sizes.append(packed.num_tokens)
+            sizes.append(packed.ids_NT.numel())
     planned = micro_batch_tokens(cfg, stage, layout)
-    assert 0.75 * planned <= max(sizes) <= planned
+    # Two documents of one width that do not fit together leave up to half of a budget empty.
+    filled = 0.75 if layout == "shared" else 0.5
+    assert filled * planned <= max(sizes) <= planned

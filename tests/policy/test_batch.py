@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpt import batch, dist
-from rlpt.batch import Wanted, document_cost, documents, per_action, rollout_batch, split_evenly
+from rlpt.batch import (
+    Wanted,
+    document_cost,
+    documents,
+    padded_costs,
+    per_action,
+    rollout_batch,
+    split_evenly,
+)
 from rlpt.policy.scoring import batches
 from rlpt.types import Group, Markers, Prompt, Rollout, Trunk, concat
 
@@ -129,6 +137,23 @@ def test_the_cost_of_a_document_by_hand() -> None:
     }
     for (layout, *wanted), cost in costs.items():
         assert document_cost(groups, Wanted(*wanted), layout) == cost
+
+
+def test_a_micro_batch_is_within_its_budget_with_its_padding() -> None:
+    """Sequences of one forward are as wide as the longest of the step, whichever micro-batch it is in."""
+    groups, wanted = two_documents(), Wanted(continuations=True, text=False)
+    parts = [[groups[p] for p in part] for part in documents(groups)]
+    costs = padded_costs(parts, wanted, "naive")
+    widest = max(
+        rollout_batch(part, MARKERS, CPU, "naive", wanted).packed.ids_NT.shape[1] for part in parts
+    )
+    counts = [sum(len(each.rollouts) for each in part) + 1 for part in parts]
+    assert costs == [count * widest for count in counts]
+    whole = rollout_batch(groups, MARKERS, CPU, "naive", wanted).packed
+    assert whole.ids_NT.numel() == sum(costs) > whole.num_tokens
+    assert padded_costs(parts, wanted, "shared") == [
+        document_cost(part, wanted, "shared") for part in parts
+    ]
 
 
 def read(ids_NT: torch.Tensor, kind) -> list[tuple[int, int]]:
