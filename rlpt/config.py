@@ -115,7 +115,7 @@ def longest_branch(prompts: PromptConfig, thought: ThoughtConfig) -> int:
 class EngineConfig(Strict):
     kind: Literal["transformers"] = "transformers"
     prompts_per_batch: Positive = 32
-    """Prompts decoded together; changes speed and memory, never a sample."""
+    """Prompts decoded together; all cuts of a document go together. Changes speed and memory, never a sample."""
 
 
 class EvaluationConfig(Strict):

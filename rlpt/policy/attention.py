@@ -75,7 +75,7 @@ def branch_attention(
     tree: Any = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "N T H d"], None]:
-    """What transformers calls in every layer. ``tree`` is a `Tree`, a decoding state with a ``step`` of its own, or
+    """What transformers calls in every layer. ``tree`` is a `Tree`, a decoding state with an ``attend`` of its own, or
     absent: then rows are ordinary sequences.
     """
     check: Any = refuse
@@ -225,7 +225,8 @@ def _by_scores(
 ) -> tuple[Tensor, Tensor]:
     """`stretch` from plain products, for decoding on CUDA, where a query is one token and the scores are few."""
     copies = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
+    if copies > 1:
+        key, value = (x.repeat_interleave(copies, dim=1) for x in (key, value))
     score = (query.float() @ key.float().transpose(-1, -2)) * scale
     if causal:
         ahead = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).triu(1)
