@@ -151,6 +151,8 @@ def test_a_document_stands_once_and_its_branches_go_on_from_their_cuts() -> None
     assert packed.branch_rows(3, 1, 3).tolist() == [11, 12]
     assert packed.branch_rows(1, 0, 1).tolist() == [4]
     assert packed.branch_rows(2, 0, 1).tolist() == [2]
+    with pytest.raises(AssertionError, match="no context"):
+        packed.trunk_rows(0, 0, 3)
     assert packed.branch_rows(2, 0, 0).tolist() == packed.branch_rows(2, 1, 1).tolist() == []
 
 
@@ -169,6 +171,14 @@ def test_one_sequence_at_a_time_has_a_row_each() -> None:
     assert packed.context_rows(0, 1, 2).tolist() == [4]
     assert packed.branch_rows(0, 0, 2).tolist() == [5, 6]
     assert packed.branch_rows(0, 1, 2).tolist() == [6]
+
+
+@pytest.mark.parametrize("layout", ["shared", "naive"])
+def test_a_branch_that_hangs_off_nothing_has_no_row_for_its_first_token(layout: str) -> None:
+    packed = pack([], [(document(3), Branch(0, np.arange(4), 0))], CPU, layout)
+    assert packed.branch_rows(0, 1, 4).tolist() == [0, 1, 2]
+    with pytest.raises(AssertionError, match="no context"):
+        packed.branch_rows(0, 0, 4)
 
 
 def test_a_rank_without_work_computes_one_token() -> None:
@@ -252,7 +262,7 @@ def test_a_block_mask_is_what_is_visible_block_by_block(wood: Wood) -> None:
         for q in range(size):
             chosen = listed[0, 0, q, : num[0, 0, q]].tolist()
             assert sorted(chosen) == np.flatnonzero(wanted[q]).tolist()
-    if len(wood.trunks) and size > 1:
+    if len(sees) > 256:
         assert mask.full_kv_num_blocks.sum() > 0
 
 
@@ -276,18 +286,18 @@ def test_flex_attention_under_the_mask_is_attention_of_the_tree(wood: Wood) -> N
 
 
 def test_padding_is_bounded_and_shapes_are_few() -> None:
-    """At most an eighth or 127 rows more; eight shapes a doubling, so that compiled ones can be counted."""
+    """At most an eighth or 127 rows more, from two blocks up; eight shapes a doubling, so that they can be counted."""
     for length in [*range(1, 3000), *range(3000, 40_000, 97)]:
         padded = bucketed(length)
         assert padded % 128 == 0
-        assert length <= padded <= length + max(127, length // 8)
+        assert length <= padded <= max(256, length + max(127, length // 8))
     for power in range(11, 18):
         low, high = 2**power, 2 ** (power + 1)
         assert (
             len({bucketed(n) for n in range(low + 1, high + 1, low // 128)} | {bucketed(high)}) == 8
         )
         assert (bucketed(low), bucketed(low + 1)) == (low, low + low // 8)
-    assert [bucketed(n) for n in (0, 1, 128, 129)] == [0, 128, 128, 256]
+    assert [bucketed(n) for n in (0, 1, 256, 257)] == [256, 256, 256, 384]
 
 
 def test_siblings_are_padded_to_less_than_twice_their_length() -> None:

@@ -191,5 +191,5 @@ def test_paths_past_the_last_position_are_refused_with_what_to_lower() -> None:
         check_positions(config, 65)
     said = str(refused.value)
     assert said.startswith("policy: Qwen3 has 64 positions, and the longest sequence ")
-    assert "has 65 tokens; lower prompts.context_tokens, thought.budget_tokens or" in said
+    assert "has 65 tokens; lower prompts.context_tokens, thought.budget_tokens" in said
     check_positions(transformers.MambaConfig(), 10**9)
