@@ -65,6 +65,22 @@ def split_evenly(costs: Sequence[int], budget: int, world: dist.World) -> list[l
     return _dealt(costs, dist.largest(count, world))
 
 
+def split_padded(lengths: Sequence[int], budget: int, world: dist.World) -> list[list[int]]:
+    """Indices of sequences into micro-batches of like lengths, each within ``budget`` tokens with its padding, or of
+    one sequence; the same number on all ranks, none empty where every rank has as many sequences. Collective.
+    """
+    bins: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not bins or (len(bins[-1]) + 1) * lengths[bins[-1][0]] > budget:
+            bins.append([])
+        bins[-1].append(i)
+    for _ in range(dist.largest(len(bins), world) - len(bins)):
+        fullest = max(bins, key=len)
+        bins.append(fullest[len(fullest) // 2 :])
+        del fullest[len(fullest) // 2 :]
+    return bins
+
+
 def _dealt(costs: Sequence[int], count: int) -> list[list[int]]:
     """Longest first into the emptiest bin: no bin holds more than 4/3 of the best split (Graham 1969)."""
     bins: list[list[int]] = [[] for _ in range(count)]
@@ -210,9 +226,11 @@ def framed_batch(
             packed.context_rows(b, 1, len(frame.context_target) + 1)[at - 1],
             frame.trunk.ids[at],
         )
-        own = packed.branch_rows(b, 0, len(frame.branch.ids))
+        # Without a trunk the first token has no context, and is no target.
+        first = 0 if frame.branch.cut else 1
+        own, ids = packed.branch_rows(b, first, len(frame.branch.ids)), frame.branch.ids[first:]
         for into, mask in ((text, frame.text_target), (thought, frame.thought_target)):
-            _add(into, own[mask], frame.branch.ids[mask])
+            _add(into, own[mask[first:]], ids[mask[first:]])
     kinds = [(text, markers.ids), (thought, (markers.opener,))]
     return packed, [rows(pieces[0], pieces[1], banned, device) for pieces, banned in kinds]
 

@@ -74,6 +74,8 @@ class Documents:
     """``micro_batch_tokens``."""
     batch: int
     """Prompts that the engine decodes together."""
+    predicts: bool = False
+    """Whether tokens follow the closer; where none do, a forced closer needs no forward."""
 
     @property
     def branches(self) -> int:
@@ -97,6 +99,7 @@ def documents(cfg: RunConfig, stage: RLStage, ranks: int = 1) -> Documents:
         cfg.prompts.horizon_tokens,
         stage.micro_batch_tokens,
         cfg.engine.prompts_per_batch,
+        cfg.thought.prediction_tokens > 0,
     )
 
 
@@ -190,7 +193,7 @@ def engine_work(shape: Documents, layout: Layout) -> tuple[Work, Work]:
         trunks = shape.count * -(-shape.cuts // shape.batch)
         prefill = Work(shape.context, shape.context**2).times(trunks)
         prefill += Work(prompts, prompts * seen, prompts)
-    steps = shape.thought
+    steps = shape.thought - (not shape.predicts)
     decode = Work(steps, steps * seen + steps * (steps + 1) // 2, steps)
     return prefill, decode.times(prompts * shape.group)
 
@@ -244,7 +247,7 @@ def _scoring_passes(stage: RLStage, read: bool) -> tuple[int, int]:
     if reward.kind != "gain":
         return 0, 0
     # Without a clip a centred advantage cancels the baseline, which is then not computed.
-    cancels = stage.advantage.baseline != "none" and reward.clip is None
+    cancels = stage.cancels_baselines and reward.clip is None
     other_baseline = reward.baseline in ("ema", "frozen") and not cancels
     return (not read) + (reward.scorer != "policy"), (not read) + other_baseline
 
@@ -289,17 +292,13 @@ def _trunks_work(shape: Documents, layout: Layout, count: int) -> Work:
 
 
 def document_tokens(cfg: RunConfig, stage: RLStage, layout: Layout, continuations: bool) -> int:
-    """Most tokens of one document in one training forward, padding left out: what micro-batches are packed by."""
+    """Most tokens of one document in one training forward, padding included: what micro-batches are packed by."""
     return _document_tokens(documents(cfg, stage), stage, layout, continuations)
 
 
 def _document_tokens(shape: Documents, stage: RLStage, layout: Layout, continuations: bool) -> int:
     after, text = wanted(stage, continuations)
-    trunk = (shape.context + shape.horizon) * (after or text)
-    own = shape.own + shape.horizon * after
-    if layout == "naive":
-        return trunk + shape.branches * (shape.context + own)
-    return max(trunk, shape.context) + shape.branches * own
+    return document_work(shape, layout, shape.own + shape.horizon * after, after or text).tokens
 
 
 def micro_batches(

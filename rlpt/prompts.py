@@ -172,7 +172,11 @@ def prompts_of(trunk: Trunk, cfg: PromptConfig, markers: Markers) -> list[Prompt
 def held_out(
     split: Split, cfg: PromptConfig, markers: Markers, count: int, seed: int, domains: Sequence[str]
 ) -> list[Prompt]:
-    """The evaluation prompts: ``count`` prompts in a fixed order, one document after the other, epoch after epoch."""
+    """The evaluation prompts: ``count`` prompts in a fixed order, one a document, epoch after epoch.
+
+    However many cuts a document has in training: intervals are over documents, and cuts of one are no new evidence.
+    """
+    cfg = cfg.model_copy(update={"cuts_per_document": 1})
     stream = prompt_stream(split, cfg, seed, "held_out", domains)
     prompts: list[Prompt] = []
     position = 0

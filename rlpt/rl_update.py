@@ -51,7 +51,8 @@ def rl_step(
     started = time.perf_counter()
     update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step))
     parts = update.parts(continuations=True)
-    if reads_training_forward(stage, whole=len(parts) == 1):
+    together = _reads_training_forward(stage, whole=len(parts) == 1)
+    if together:
         rewarded, advantage_PG = update.in_one_forward(reward, parts)
     else:
         rewarded, advantage_PG = update.after_scoring(reward)
@@ -59,15 +60,19 @@ def rl_step(
     controlled_PG = update.credit.controlled(rewarded.reward_PG, groups)
     sums = update.sums | rewarded.sums | _moments_of("reward/mean", controlled_PG)
     sums |= _thought_sums(groups) | {
+        "update/one_forward": (float(together), 1.0),
         "time/score": (update.scoring, 1.0),
         "time/train": (time.perf_counter() - started - update.scoring, 1.0),
     }
     return Stepped(sums, norm, rewarded, advantage_PG)
 
 
-def reads_training_forward(stage: RLStage, whole: bool) -> bool:
+def _reads_training_forward(stage: RLStage, whole: bool) -> bool:
     """Whether rewards come out of the forward that is trained."""
-    return stage.update.score_with != "separate_pass" and stage.why_separate(whole) is None
+    how, reason = stage.update.score_with, stage.why_separate(whole)
+    # The session has refused what does not fit.
+    assert how != "training_forward" or reason is None, reason
+    return how != "separate_pass" and reason is None
 
 
 @dataclass

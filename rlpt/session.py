@@ -24,7 +24,7 @@ from rlpt.policy.load import Blueprint
 from rlpt.policy.packing import Layout
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.policy.selfcheck import check_layout
+from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.prompts import Stream, held_out, prompt_stream, window_stream
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
@@ -109,14 +109,16 @@ class Session:
         return progress
 
     def _check_layout(self) -> None:
-        """Say how documents are laid out, and hold the layout against one sequence at a time."""
-        cfg, split = self.cfg, self.shards.split("train")
+        """Say how documents are laid out, and hold a shared layout against one sequence at a time."""
+        cfg, markers = self.cfg, self.markers
         say(self.plan.note, self.world.is_main)
-        prompts = held_out(split, cfg.prompts, self.markers, 2, cfg.seed, cfg.data.domains)
-        exact = cfg.policy.compute_dtype == "float32"
-        check_layout(
-            self.policy, prompts, self.markers, cfg.thought.budget_tokens, self.world, exact
-        )
+        if self.plan.layout == "shared":
+            split = self.shards.split(cfg.evaluation.split)
+            prompts = documents_to_check(split, cfg.prompts, markers, cfg.seed)
+            # A copy in float32 has no gradients of its own yet.
+            policy = self._in_fp32().requires_grad_(True)
+            error = check_layout(policy, prompts, markers, cfg.thought.budget_tokens, self.world)
+            say(f"shared and one by one differ by {error:.1g} nats", self.world.is_main)
 
     def _fresh(self) -> Progress:
         if damaged := checkpoint.incomplete(self.cfg.run_dir):
@@ -219,7 +221,7 @@ class Session:
             cfg.scorer,
             cfg.baseline,
             cfg.clip,
-            stage.advantage.baseline != "none",
+            stage.cancels_baselines,
         )
 
     def publish(self, step: int) -> None:

@@ -146,6 +146,11 @@ class RLStage(StageBase):
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
 
+    @property
+    def cancels_baselines(self) -> bool:
+        """Whether a number per prompt drops out of the advantages. Not under a control that copies the rewards' std."""
+        return self.advantage.baseline != "none" and self.reward_control != "random"
+
     def why_separate(self, whole: bool) -> str | None:
         """Why rewards cannot be read off the forward that is trained; None where they can (MEASURING, section 7).
 
@@ -171,8 +176,12 @@ class RLStage(StageBase):
         always, split = self.why_separate(whole=True), self.why_separate(whole=False)
         if always is not None:
             return f"{always}, so there is no forward to share"
-        if split is None:
+        other = {"ema", "frozen"} & self.reward.replicas
+        if split is None and not other:
             return "rewards are read off the forward that is trained"
+        if split is None:
+            names = " and ".join(sorted(other))
+            return f"the policy's scores are read off the forward that is trained; {names} run on their own"
         return (
             f"rewards are read off the forward that is trained where a step fits micro_batch_tokens = "
             f"{self.micro_batch_tokens} on every rank; else they have a pass of their own: {split}"

@@ -14,7 +14,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from rlpt import dist
-from rlpt.batch import framed_batch, split_evenly
+from rlpt.batch import framed_batch, split_padded
 from rlpt.frames import Framed
 from rlpt.objective import next_token_loss
 from rlpt.optim import learning_rate, set_learning_rate
@@ -61,9 +61,7 @@ def next_token_step(
         )
     sums: Sums = {}
     lengths = [frame.branch.cut + len(frame.branch.ids) for frame in frames]
-    # Frames of one forward are padded to the longest.
-    costs = [max(lengths)] * len(lengths)
-    for part in split_evenly(costs, stage.micro_batch_tokens, learner.world):
+    for part in split_padded(lengths, stage.micro_batch_tokens, learner.world):
         packed, kinds = framed_batch(
             [frames[i] for i in part], learner.markers, learner.world.device
         )

@@ -169,7 +169,10 @@ def now(device: torch.device) -> float:
 
 
 def profile(arm: RlptArm) -> dict[str, float]:
-    """Shares of one step: in the engine (of it, in its forwards), and in the policy's forwards and backwards."""
+    """Shares of one step: in the engine (of it, in its forwards), and in the policy's forwards and backwards.
+
+    ``compute_share`` is that of forwards and backwards alone.
+    """
     spent = dict.fromkeys(("engine", "engine_forward", "forward", "backward"), 0.0)
     clocked = (
         (arm.engine, "collect", "engine"),
@@ -183,7 +186,7 @@ def profile(arm: RlptArm) -> dict[str, float]:
             stack.enter_context(patch.object(owner, method, timed))
         whole = arm.step().step
     share = {f"{name}_share": seconds / whole for name, seconds in spent.items()}
-    parts = ("engine", "forward", "backward")
+    parts = ("engine_forward", "forward", "backward")
     return share | {"compute_share": sum(share[f"{part}_share"] for part in parts)}
 
 

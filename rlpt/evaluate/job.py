@@ -20,9 +20,8 @@ from rlpt.evaluate.evaluation import Evaluation, evaluate
 from rlpt.evaluate.records import write_parquet
 from rlpt.evaluate.summary import Resampling, Unit
 from rlpt.policy import load
-from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.policy.selfcheck import check_layout
+from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.prompts import held_out, held_out_windows
 from rlpt.rollout import sync
 from rlpt.rollout.transformers_engine import TransformersEngine
@@ -117,8 +116,11 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     if config.run is not None:
         tokenizer = str(folder.manifest.tokenizer_hash)
         checkpoint.load_weights(checkpoint.find(config.run), policy, tokenizer)
-    _check_layout(config, folder, policy, plan, world)
     markers, tokens = plan.vocabulary.markers, config.evaluation.batch_tokens
+    if plan.layout == "shared":
+        split = folder.split(config.evaluation.split)
+        chosen = documents_to_check(split, config.prompts, markers, config.seed)
+        check_layout(policy, chosen, markers, config.thought.budget_tokens, world)
     engine = TransformersEngine(
         *(plan.config, plan.layout, markers, config.thought, config.seed),
         *(config.engine.prompts_per_batch, world.device),
@@ -126,17 +128,6 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     sync.publish(policy, engine, 0)
     scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
     return Subject(scorer, engine, markers, unbanned)
-
-
-def _check_layout(
-    config: EvalJobConfig, folder: ShardFolder, policy: Policy, plan: load.Blueprint, world: dist.World
-) -> None:  # fmt: skip
-    assert config.prompts, "resolve the configuration first"
-    assert config.thought, "resolve the configuration first"
-    markers, cfg = plan.vocabulary.markers, config.evaluation
-    split = folder.split(cfg.split)
-    prompts = held_out(split, config.prompts, markers, 2, config.seed, cfg.domains)
-    check_layout(policy, prompts, markers, config.thought.budget_tokens, world, exact=True)
 
 
 def evaluate_subject(

@@ -276,12 +276,15 @@ _compiled_flex: Any = None
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, tree: Tree, scale: float) -> Tensor:
-    """flex_attention under a block mask: part of a compiled block, or compiled once for all lengths."""
+    """flex_attention under a block mask: part of a compiled block, or compiled once for all lengths.
+
+    Past dynamo's limit of variants it would fall back to full scores; `fullgraph` makes that an error.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     global _compiled_flex
     if _compiled_flex is None and not torch.compiler.is_compiling():
-        _compiled_flex = torch.compile(flex_attention, dynamic=True)
+        _compiled_flex = torch.compile(flex_attention, dynamic=True, fullgraph=True)
     attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex
     grouped = query.shape[1] != key.shape[1]
     return attend(query, key, value, block_mask=tree.mask, scale=scale, enable_gqa=grouped)

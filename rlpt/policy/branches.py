@@ -144,9 +144,12 @@ def _siblings(
 
 
 def bucketed(length: int) -> int:
-    """The padded length of a compiled forward: at most an eighth more (or one bucket), eight shapes per doubling."""
+    """The padded length of a compiled forward: at most an eighth more (or one bucket), eight shapes per doubling.
+
+    Two buckets at least: one block alone is a case of its own to the compiler.
+    """
     step = max(BUCKET, (1 << (max(length, 1) - 1).bit_length()) // 16)
-    return -(-length // step) * step
+    return max(2 * BUCKET, -(-length // step) * step)
 
 
 def block_mask(flat: Flat, lengths: Sequence[int], device: torch.device) -> Any:

@@ -1,10 +1,12 @@
 """Which architectures may share trunks: those whose every layer was tried to be causal attention and nothing else.
 
-The list is of what is tested (tests/policy/test_branches.py), not of what would work: a model that mixes tokens in any
-other way would be silently wrong. The naive layout is exact for all of them.
+The list is of what is tested (tests/policy/test_shared_families.py), not of what would work: a model that mixes tokens
+in any other way would be silently wrong. The naive layout is exact for all of them.
 """
 
 from typing import Any, Literal
+
+import torch
 
 from rlpt_data.strict import UserError
 
@@ -30,6 +32,9 @@ def why_not_shared(config: Any, longest: int) -> str | None:
     slides = kinds is None or "sliding_attention" in kinds
     if window is not None and slides and window < longest:
         return f"{name} has a sliding window of {window} tokens, and paths have up to {longest}"
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head < 16 and torch.cuda.is_available():
+        return f"{name} has heads of {head}, and flex_attention takes 16 and more on a GPU"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return f"{name} caps its attention scores"
     if getattr(config, "use_bidirectional_attention", None):
@@ -69,6 +74,6 @@ def check_positions(config: Any, longest: int) -> None:
     if limit is not None and longest > limit:
         raise UserError(
             f"policy: {type(config).__name__.removesuffix('Config')} has {limit} positions, and the longest sequence "
-            f"(context or window with its thoughts and horizon) has {longest} tokens; lower prompts.context_tokens, "
-            "thought.budget_tokens or window_tokens"
+            f"(context or window with its thoughts and horizon, or evaluation window) has {longest} tokens; lower "
+            "prompts.context_tokens, thought.budget_tokens, window_tokens or evaluation.bits_per_byte_tokens"
         )

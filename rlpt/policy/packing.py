@@ -53,6 +53,7 @@ class Packed:
 
     def branch_rows(self, branch: int, start: int, stop: int) -> Int[np.ndarray, " S"]:
         """Flat indices of the hidden states that predict ``branch.ids[start:stop]``; the first is the trunk's."""
+        assert start >= 1 or self.cuts[branch] >= 1, "a branch at cut 0 has no context"
         at = self.own_at[branch] + np.arange(start - 1, stop - 1)
         if start == 0 and len(at):
             at[0] = self.context_at[branch] + self.cuts[branch] - 1

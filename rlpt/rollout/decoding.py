@@ -55,7 +55,7 @@ class Decoding:
     def run(self) -> "Decoding":
         """Decode until every rollout has ended, which the budget sees to."""
         for position in range(self.ids_NL.shape[1]):
-            if position > 0:
+            if position > 0 and not self._all_forced(position):
                 self._extend(position)
             ids_A, logp_A, action_A = self._next(position)
             self.ids_NL[self.row_A, position] = ids_A
@@ -69,11 +69,18 @@ class Decoding:
                 self._keep(torch.nonzero(~self.done_A)[:, 0])
         return self
 
+    def _all_forced(self, position: int) -> bool:
+        """Whether every rollout that is still open gets its closer now, whatever the logits."""
+        return position == self.thought.budget_tokens and not self.thought.prediction_tokens
+
     def _extend(self, position: int) -> None:
         self.decoder.extend(self.ids_NL[self.row_A, position - 1])
 
     def _next(self, position: int) -> tuple[Tensor, Tensor, Tensor]:
         """One token per rollout, or the closer where the budget is spent: (ids, log-probabilities, sampled?)."""
+        if self._all_forced(position):
+            nothing_A = torch.zeros_like(self.done_A)
+            return torch.full_like(self.key_A, self.markers.closer), nothing_A.float(), nothing_A
         draw = sample(self.decoder.logits_NV, (self.markers.opener,), self.key_A, position)
         forced_A = (self.closed_at_A < 0) & (position == self.thought.budget_tokens)
         ids_A = torch.where(forced_A, self.markers.closer, draw.ids_N)

@@ -77,7 +77,7 @@ def test_figures_of_a_row_agree_with_each_other(quick):
 
 def test_the_profile_accounts_for_most_of_a_step_and_never_for_more(quick):
     for row in quick[1].values():
-        parts = [row[f"{name}_share"] for name in ("engine", "forward", "backward")]
+        parts = [row[f"{name}_share"] for name in ("engine_forward", "forward", "backward")]
         assert row["compute_share"] == pytest.approx(sum(parts), abs=1e-3)
         assert min(parts) > 0
         assert 0 < row["engine_forward_share"] < row["engine_share"]

@@ -12,29 +12,46 @@ from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig, RunConfig
 from rlpt.policy import attention, load
 from rlpt.policy.attention import Crossing
 from rlpt.policy.policy import Policy
-from rlpt.policy.selfcheck import check_layout
-from rlpt.prompts import held_out
+from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.stages import RLStage
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, parse
 
-PROMPTS = PromptConfig(context_tokens=24, min_context_tokens=6, horizon_tokens=4)
+PROMPTS = PromptConfig(
+    context_tokens=24, min_context_tokens=6, horizon_tokens=4, cuts_per_document=2
+)
 
 
 def checked(policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World) -> float:
     markers = plan.vocabulary.markers
-    prompts = held_out(shards.split("train"), PROMPTS, markers, 2, 0, ())
-    return check_layout(policy, prompts, markers, 8, world, exact=True)
+    prompts = documents_to_check(shards.split("train"), PROMPTS, markers, 0)
+    assert len({prompt.trunk.document for prompt in prompts}) == 2
+    return check_layout(policy, prompts, markers, 8, world)
 
 
 def test_the_self_check_measures_rounding_where_the_layout_is_right(
     policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World
 ) -> None:
     assert policy.layout == "shared"
+    before = [load.local(parameter).clone() for parameter in policy.parameters()]
+    assert 0.0 < checked(policy, plan, shards, world) < 1e-5
+    assert policy.lm.config._attn_implementation == attention.NAME
+    for parameter, value in zip(policy.parameters(), before, strict=True):
+        assert parameter.grad is None
+        assert torch.equal(load.local(parameter), value)
+
+
+def test_a_policy_that_is_not_trained_has_its_log_probabilities_checked(
+    policy: Policy, plan: load.Blueprint, shards: ShardFolder, world: dist.World
+) -> None:
+    policy.requires_grad_(False)
     assert 0.0 < checked(policy, plan, shards, world) < 1e-5
 
 
-@pytest.mark.parametrize("mistake", ["one token of context less", "neighbours seen", "no mask"])
+@pytest.mark.parametrize(
+    "mistake",
+    ["one token of context less", "neighbours seen", "no mask", "other documents seen", "gradient"],
+)
 def test_the_self_check_stops_a_wrong_mask(
     policy: Policy,
     plan: load.Blueprint,
@@ -51,24 +68,19 @@ def test_the_self_check_stops_a_wrong_mask(
             tree = replace(tree, crossings=tuple(shorter))
         elif mistake == "neighbours seen":
             tree = replace(tree, trunks=((0, query.shape[2]),), crossings=(), siblings=())
+        elif mistake == "other documents seen":
+            wider = (Crossing(*each[:2], 0, each.trunk_stop) for each in tree.crossings)
+            tree = replace(tree, crossings=tuple(wider))
+        elif mistake == "gradient":
+            return right(query, key.detach(), value, tree, scale)
         else:
             full = torch.nn.functional.scaled_dot_product_attention
             return full(query, key, value, scale=scale)
         return right(query, key, value, tree, scale)
 
     monkeypatch.setattr(attention, "tree_attention", wrong)
-    with pytest.raises(UserError, match=r"layout = 'shared'.*differ by .* set policy\.layout"):
+    with pytest.raises(UserError, match=r"layout = 'shared'.*differs from .* set policy\.layout"):
         checked(policy, plan, shards, world)
-
-
-def test_the_naive_layout_needs_no_check(
-    shards: ShardFolder, world: dist.World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cfg = PolicyConfig(fresh=FreshPolicy(layers=1, width=32, heads=2), layout="naive")
-    plan = load.blueprint(cfg, shards, 64)
-    policy = load.load(cfg, plan, world, seed=0)
-    monkeypatch.setattr(attention, "tree_attention", None)
-    assert checked(policy, plan, shards, world) == 0.0
 
 
 def config(**stage: object) -> RunConfig:

@@ -11,7 +11,6 @@ import transformers
 from rlpt import dist, flops
 from rlpt.batch import (
     Wanted,
-    document_cost,
     framed_batch,
     padded_costs,
     rollout_batch,
@@ -170,8 +169,9 @@ def test_micro_batches_are_packed_by_the_tokens_of_a_document(
     asked = Wanted(continuations or gold > 0, text > 0)
     draw = np.random.default_rng(0)
     tokens = flops.document_tokens(cfg, stage, layout, continuations)
-    assert tokens == document_cost(document(cfg, draw), asked, layout)
-    assert all(document_cost(document(cfg, draw, 30), asked, layout) <= tokens for _ in range(8))
+    assert [tokens] == padded_costs([document(cfg, draw)], asked, layout)
+    shorter = [document(cfg, draw, 30) for _ in range(8)]
+    assert max(padded_costs(shorter, asked, layout)) <= tokens
     for budget in (1, tokens, 2 * tokens, 3 * tokens - 1, 4 * tokens):
         smaller = stage.model_copy(update={"micro_batch_tokens": budget})
         bins = split_evenly([tokens] * 4, budget, world)

@@ -120,12 +120,16 @@ def test_on_policy_ratios_are_one(whole: Path) -> None:
             assert row["mismatch/abs_log_ratio"] < 1e-5
 
 
-@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("replicas", "tokens"), [(1, 1), (1, 16_384), pytest.param(2, 1, marks=pytest.mark.slow)]
+)
 def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
-    whole: Path, toml: Path, replicas: int
+    whole: Path, toml: Path, replicas: int, tokens: int
 ) -> None:
-    """Issue: rollouts exactly, losses and weights to 1e-5 relative, here with another micro-batch split too."""
-    words = [f"--set=stage.{n}.micro_batch_tokens=1" for n in (0, 1)]
+    """Rollouts exactly, losses and weights to 1e-5 relative: one rank reads rewards off the forward that is trained,
+    and so do two with the same budget; where every document is a micro-batch, they take two passes.
+    """
+    words = [f"--set=stage.{n}.micro_batch_tokens={tokens}" for n in (0, 1)]
     words.append(f"--set=policy.replicas={replicas}")
     finished(toml, "--set", "checkpoint.every=2", *words, ranks=2)
     two = toml.parent / "run"
@@ -133,7 +137,9 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
     for mine, theirs in zip(steps_of(two), steps_of(whole), strict=True):
         assert mine.keys() == theirs.keys()
         # What was computed depends on the split: with one micro-batch the continuations are in the trained forward.
-        for name in mine.keys() - {"stage", "tokens/train"}:
+        if mine["stage"] == "rl":
+            assert (mine["update/one_forward"], theirs["update/one_forward"]) == (tokens > 1, 1.0)
+        for name in mine.keys() - {"stage", "tokens/train", "update/one_forward"}:
             # Log-ratios and gains are differences of fp32 log-probabilities: their noise is absolute.
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5, abs=2e-6), name
     mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (two, whole))

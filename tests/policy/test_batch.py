@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpt import batch, dist
+from rlpt import dist
 from rlpt.batch import (
     Wanted,
     document_cost,
@@ -17,6 +18,7 @@ from rlpt.batch import (
     per_action,
     rollout_batch,
     split_evenly,
+    split_padded,
 )
 from rlpt.policy.scoring import batches
 from rlpt.types import Group, Markers, Prompt, Rollout, Trunk, concat
@@ -137,6 +139,16 @@ def test_the_cost_of_a_document_by_hand() -> None:
     }
     for (layout, *wanted), cost in costs.items():
         assert document_cost(groups, Wanted(*wanted), layout) == cost
+
+
+def test_sequences_of_like_lengths_share_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths 9, 8, 3, 3, 2, 1 within 18 tokens: 2 * 9; then 4 * 3. A fuller rank asks for three, then for six."""
+    lengths, world = [3, 9, 1, 3, 8, 2], dist.World(0, 2, CPU)
+    for largest, expected in ((2, [[1, 4], [0, 3, 5, 2]]), (3, [[1, 4], [0, 3], [5, 2]])):
+        monkeypatch.setattr(dist, "largest", lambda _count, _world, largest=largest: largest)
+        assert split_padded(lengths, 18, world) == expected
+    monkeypatch.setattr(dist, "largest", lambda _count, _world: 6)
+    assert sorted(split_padded(lengths, 18, world)) == [[i] for i in range(6)]
 
 
 def test_a_micro_batch_is_within_its_budget_with_its_padding() -> None:
