@@ -23,7 +23,7 @@ PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
 	sys.version_info >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, and {sys.executable} is {v}; try: make PYTHON=python3.11")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart prove prove-all test test-slow lint bench clean
+.PHONY: help quickstart prove prove-all test test-slow lint bench bench-step clean
 
 help:
 	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make lint         lint, types, import contracts"
 	@echo "make bench        benchmarks, each beside its peer, into kernels/bench/results.json"
+	@echo "make bench-step   one step end to end beside TRL (pip install the extra 'bench'), into launch/bench/results.json"
 	@echo "make clean        remove caches and builds (runs/ and $(VENV) stay)"
 
 # ---- environment -------------------------------------------------------------------------------
@@ -86,6 +87,9 @@ test-slow: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python kernels/bench/linear_logprob.py --write $(BENCH_ARGS)
+
+bench-step: $(VENV)/.installed-dev
+	$(BIN)/python launch/bench/step.py --write $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .ruff_cache .pytest_cache .hypothesis .import_linter_cache
