@@ -158,8 +158,8 @@ def render(found: dict[str, Any]) -> "Group":
         f"{_bytes(found['weights_bytes'])}{share} of weights, gradients, optimiser and the engine's copy",
         f"{_rounded(found['machine_gflops_per_second'])} GFLOP/s of matrix products on this machine, measured now",
         found["layout_note"],
-        "Every context, thought and document at its longest: a real step costs less. With several cuts so does the ratio:",
-        "real cuts lie all over a document, and short contexts are cheap to repeat.",
+        "Every context, thought and document at its longest: a real step costs less. With several cuts the ratio is",
+        "less, too: real cuts lie all over a document, and short contexts are cheap to repeat.",
     ]
     tables = [table(name, stage) for name, stage in found["stages"].items()]
     return Group(*lines, *(part for each in tables for part in ("", each)))

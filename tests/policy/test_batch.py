@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpt import batch, dist
-from rlpt import dist
 from rlpt.batch import (
     Wanted,
     document_cost,
