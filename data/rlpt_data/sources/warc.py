@@ -1,80 +1,132 @@
-"""HTML responses of web archives, through an extractor named in the configuration.
+"""Pages of web archives, through an extractor named in the configuration.
 
-Kept small on purpose: one reader, one extractor call. A record that is shorter than its header
-says, or an archive that ends half way, is a counted drop.
+Archives are read member by member, and what is damaged is a drop with file and offset; the text of
+a page comes from the sandbox. Text records (WET) need no extractor.
 """
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import Field
 
 from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.extraction.sandbox import LimitsConfig, Sandbox
 from rlpt_data.sources import files
-from rlpt_data.strict import Strict, UserError
+from rlpt_data.sources.http_payload import (
+    PayloadError,
+    Response,
+    dechunked,
+    decompressed,
+    response,
+    text_of_bytes,
+)
+from rlpt_data.sources.warc_records import Record, broken_digest, records
+from rlpt_data.strict import Strict
 
-SUFFIXES = (".warc", ".warc.gz")
-Extractor = Callable[[str], str]
+SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
+_HTML = ("html",)
 
 
 class WarcConfig(Strict):
     kind: Literal["warc"]
     path: Path
-    """A file, or a folder of .warc and .warc.gz files."""
-    extractor: str = "rlpt_data.sources.html_text:text_of"
-    """module:function, from the HTML of a page to its text."""
+    """A file, or a folder of .warc, .warc.gz, .wet and .wet.gz files."""
+    extractor: str = "plain"
+    """trafilatura (best text), resiliparse (ten times faster), plain (keeps menus; needs nothing
+    installed), or module:function, from the HTML of a page to its text."""
+    limits: LimitsConfig = LimitsConfig()
+    chunk_bytes: int | None = Field(default=None, ge=1 << 16)
+    """Share a .gz file among workers in ranges of this many bytes; None: one worker a file."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One HTML page of an archive, decoded and not yet extracted."""
+
+    where: str
+    url: str | None
+    html: str
 
 
 def documents(config: WarcConfig) -> Iterator[SourceDocument | Drop]:
-    """Raises UserError when warcio or the extractor cannot be imported."""
-    extract = _extractor(config.extractor)
+    """The text of every page. Raises UserError when the extractor cannot be used."""
     for path in files.input_files(config.path, SUFFIXES):
-        yield from _archive(path, extract)
+        yield from extracted(pages(path, config.limits.page_bytes), config)
 
 
 def fingerprint(config: WarcConfig) -> str:
     return files.fingerprint(files.input_files(config.path, SUFFIXES))
 
 
-def _extractor(name: str) -> Extractor:
-    module, _, function = name.partition(":")
+def extracted(
+    items: Iterator[Page | SourceDocument | Drop], config: WarcConfig
+) -> Iterator[SourceDocument | Drop]:
+    """Pages through the sandbox; documents and drops as they are."""
+    with Sandbox(config.extractor, config.limits) as sandbox:
+        for item in items:
+            if not isinstance(item, Page):
+                yield item
+                continue
+            outcome = sandbox.extract(item.html)
+            if outcome.reason:
+                detail = f"{item.url} {outcome.detail}".rstrip()
+                yield Drop(outcome.reason, item.where, detail)
+            else:
+                yield SourceDocument(outcome.text, url=item.url)
+
+
+def pages(
+    path: Path, max_bytes: int, start: int = 0, stop: int | None = None
+) -> Iterator[Page | SourceDocument | Drop]:
+    """HTML pages of the records that begin in [start, stop); of WET files their texts."""
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"[source] extractor = {name}: {error}; give module:function") from error
+        for record in records(path, max_bytes, start, stop):
+            if isinstance(record, Drop):
+                yield record
+            elif record.kind == "response":
+                yield _page(record, max_bytes)
+            elif record.kind == "conversion":
+                text = record.block.decode("utf-8", errors="replace")
+                yield SourceDocument(text, url=record.url)
+            elif record.kind == "revisit":
+                yield Drop("revisit", record.where, f"{record.url}: the page is in another archive")
+    except OSError as error:
+        yield Drop("damaged_file", str(path), f"{type(error).__name__}: {error}")
 
 
-def _archive(path: Path, extract: Extractor) -> Iterator[SourceDocument | Drop]:
+def _page(record: Record, max_bytes: int) -> Page | Drop:
     try:
-        from warcio.archiveiterator import ArchiveIterator
-        from warcio.exceptions import ArchiveLoadFailed
-    except ImportError as error:
-        raise UserError("[source] kind = warc needs warcio; pip install 'rlpt[data]'") from error
-    number = 0
-    with path.open("rb") as file:
-        try:
-            for number, record in enumerate(ArchiveIterator(file), 1):
-                if record.rec_type == "response":
-                    yield _page(record, extract, f"{path}:{number}")
-        except (ArchiveLoadFailed, OSError, EOFError, ValueError) as error:
-            yield Drop("damaged_file", f"{path}:{number}", f"{type(error).__name__}: {error}")
+        found = response(record.block)
+        if reason := _refused(found):
+            return Drop(reason, record.where, f"{record.url} {found.status} {found.content_type}")
+        body = _body(record, found)
+        body = decompressed(body, found.headers.get("content-encoding", ""), max_bytes)
+    except PayloadError as error:
+        return Drop("bad_payload", record.where, f"{record.url}: {error}")
+    return Page(record.where, record.url, text_of_bytes(body, found.content_type))
 
 
-def _page(record: Any, extract: Extractor, where: str) -> SourceDocument | Drop:
-    url = record.rec_headers.get_header("WARC-Target-URI")
-    kind = (record.http_headers and record.http_headers.get_header("Content-Type")) or ""
-    if "html" not in kind.lower():
-        return Drop("not_html", where, f"{url} {kind}")
-    payload = record.content_stream().read()
-    if missing := getattr(record.raw_stream, "limit", 0):
-        return Drop("short_record", where, f"{url}: {missing} bytes are missing")
-    return SourceDocument(extract(_decode(payload, kind)), url=url)
+def _refused(found: Response) -> str:
+    if found.status != 200:
+        return "http_status"
+    return "" if any(name in found.content_type.lower() for name in _HTML) else "not_html"
 
 
-def _decode(payload: bytes, content_type: str) -> str:
-    """By the charset of the header, else UTF-8; undecodable bytes become U+FFFD."""
-    charset = content_type.lower().partition("charset=")[2].split(";")[0].strip(" \"'")
-    try:
-        return payload.decode(charset or "utf-8", errors="replace")
-    except LookupError:
-        return payload.decode("utf-8", errors="replace")
+def _body(record: Record, found: Response) -> bytes:
+    """The body without transfer coding. Raises PayloadError when neither form has its digest.
+
+    Some crawlers take the payload's digest before they undo the transfer coding, some after.
+    """
+    chunked = "chunked" in found.headers.get("transfer-encoding", "").lower()
+    stated = record.headers.get("warc-payload-digest")
+    raw_broken = broken_digest(stated, found.body)
+    if not chunked:
+        if raw_broken:
+            raise PayloadError(f"payload {raw_broken}")
+        return found.body
+    body = dechunked(found.body)
+    if raw_broken and (broken := broken_digest(stated, body)):
+        raise PayloadError(f"payload {broken}")
+    return body
