@@ -79,7 +79,10 @@ def data() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace a folder prepared from another config.")
 @json_option
 def prepare(config: Path, overrides: Sequence[str], overwrite: bool, as_json: bool) -> None:
-    """Turn the corpus that CONFIG names into a folder of shards."""
+    """Turn the corpus that CONFIG names into a folder of shards.
+
+    Interrupted, it goes on where it was. Exits 1 if a part of the corpus could not be read.
+    """
     from rlpt_data.prepare import PrepareConfig
     from rlpt_data.prepare import prepare as prepare_shards
     from rlpt_data.strict import load
@@ -88,6 +91,9 @@ def prepare(config: Path, overrides: Sequence[str], overwrite: bool, as_json: bo
     manifest = prepare_shards(settings, overwrite=overwrite)
     counts = {split: count.model_dump() for split, count in manifest.counts.items()}
     conclude({"out": settings.out, "hash": manifest.hash, "counts": counts}, as_json)
+    if failed := manifest.drops.get("failed_unit"):
+        click.echo(f"{failed} units of the corpus could not be read; run it again", err=True)
+        click.get_current_context().exit(1)
 
 
 @data.command()

@@ -1,25 +1,25 @@
 """Which documents stay: a visible list of stages, each of which counts what it takes out.
 
-A stage maps one document to itself or to a ``Drop``; drops of earlier stages pass through. Exact
-duplicates need to see the whole corpus and come last. Quality filters, near-duplicates and
-decontamination belong here.
+A stage maps one document to itself, to a changed one, or to a ``Drop``. What needs to see the whole
+corpus (duplicates) is no stage of this kind and stands between two lists of them.
 """
 
-import heapq
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rlpt_data.documents import Drop, SourceDocument
-from rlpt_data.manifest import digest
+from rlpt_data.tally import Tally
 
-Stage = Callable[[SourceDocument], SourceDocument | Drop]
-NUM_SAMPLES = 20
+READ, EXTRACT = "read", "extract"
+_EXTRACTION = ("extract_", "nothing_extracted")
 
 
-def document_id(text: str) -> str:
-    """blake2b-128 of the text's UTF-8 bytes."""
-    return digest(text.encode())
+@dataclass(frozen=True)
+class Stage:
+    """One entry of the list."""
+
+    name: str
+    apply: Callable[[SourceDocument], SourceDocument | Drop]
 
 
 def where(document: SourceDocument) -> str:
@@ -44,59 +44,35 @@ def not_empty(document: SourceDocument) -> SourceDocument | Drop:
     return document if document.text.strip() else drop(document, "empty")
 
 
-STAGES: tuple[Stage, ...] = (valid_unicode, not_empty)
-
-
-@dataclass
-class Drops:
-    """Counts by reason, and of each the samples that sort first: input order is no factor."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    _samples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-
-    def add(self, dropped: Drop) -> None:
-        self.counts[dropped.reason] += 1
-        kept = self._samples.get(dropped.reason, [])
-        self._samples[dropped.reason] = heapq.nsmallest(
-            NUM_SAMPLES, [*kept, (dropped.where, dropped.detail)]
-        )
-
-    def samples(self) -> dict[str, list[dict[str, str]]]:
-        """reason -> [{where, detail}], sorted."""
-        return {
-            reason: [{"where": where, "detail": detail} for where, detail in rows]
-            for reason, rows in self._samples.items()
-        }
+ALWAYS = (Stage("unicode", valid_unicode), Stage("empty", not_empty))
+"""What no shard can do without."""
 
 
 def admitted(
-    items: Iterable[SourceDocument | Drop], drops: Drops, stages: tuple[Stage, ...] = STAGES
+    items: Iterable[SourceDocument | Drop], stages: Sequence[Stage], tally: Tally
 ) -> Iterator[SourceDocument]:
-    """What passes every stage; what does not is counted in ``drops``."""
+    """What passes every stage; what does not is counted in ``tally``."""
     for item in items:
-        for stage in stages:
-            if isinstance(item, Drop):
-                break
-            item = stage(item)
+        tally.enter(READ)
+        if isinstance(item, Drop) and not item.reason.startswith(_EXTRACTION):
+            tally.drop(READ, item)
+            continue
+        tally.enter(EXTRACT)
         if isinstance(item, Drop):
-            drops.add(item)
+            tally.drop(EXTRACT, item)
         else:
-            yield item
+            yield from passed(item, stages, tally)
 
 
-def unique(documents: Iterable[SourceDocument], drops: Drops) -> dict[str, SourceDocument]:
-    """document id -> document. Of equal texts the one that sorts first stays."""
-    kept: dict[str, SourceDocument] = {}
-    for document in documents:
-        key = document_id(document.text)
-        if key in kept:
-            first, second = sorted((kept[key], document), key=_preference)
-            drops.add(drop(second, "duplicate"))
-            document = first
-        kept[key] = document
-    return kept
-
-
-def _preference(document: SourceDocument) -> tuple[str, ...]:
-    annotations = repr((document.cuts, document.thoughts, document.target_spans))
-    return (document.url or "\U0010ffff", document.domain or "", document.split or "", annotations)
+def passed(
+    document: SourceDocument, stages: Sequence[Stage], tally: Tally
+) -> Iterator[SourceDocument]:
+    """The document, if every stage lets it through."""
+    for stage in stages:
+        tally.enter(stage.name)
+        item = stage.apply(document)
+        if isinstance(item, Drop):
+            tally.drop(stage.name, item)
+            return
+        document = item
+    yield document

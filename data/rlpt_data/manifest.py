@@ -45,6 +45,8 @@ class Manifest(Strict):
     counts: dict[str, Counts]
     drops: dict[str, int]
     """Documents left out, by reason; samples lie in dropped/<reason>.jsonl."""
+    stages: tuple[dict[str, Any], ...] | None = None
+    """What each stage let through and left out, in order; None: written before stages were counted."""
     files: tuple[FileEntry, ...]
     config: dict[str, Any]
     input_hash: str | None
@@ -53,8 +55,13 @@ class Manifest(Strict):
 
     def content_hash(self) -> str:
         """The hash these contents should have."""
-        covered = self.model_dump(mode="json", exclude={"hash", "created_by"})
+        covered = {k: v for k, v in self.to_json().items() if k not in ("hash", "created_by")}
         return digest(json.dumps(covered, sort_keys=True).encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """As on disk. Fields that older folders lack are left out where they say nothing."""
+        table = self.model_dump(mode="json")
+        return {key: value for key, value in table.items() if key != "stages" or value is not None}
 
 
 def digest(data: bytes) -> str:

@@ -1,58 +1,48 @@
 """Corpus -> shards, top to bottom.
 
-read -> filter -> split -> tokenizer -> encode and cut -> order -> write. The same corpus and
-configuration give the same bytes, whatever the order of the input: documents are named by their
-content and sorted by a hash, which is also the one global shuffle.
+read -> extract -> filters -> duplicates -> later stages -> split and order -> tokenizer -> encode and
+cut -> write. The same corpus and configuration give the same bytes, whatever the order of the input,
+the number of workers and the moments of kills: documents are named by their content and sorted by a
+hash, which is also the one global shuffle.
 """
 
-import itertools
 import platform
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import pyarrow
 import tokenizers
 from pydantic import Field
-from rich.console import Console
-from rich.progress import track
 
-from rlpt_data import filters, sources
+from rlpt_data import passes, sources, stages
 from rlpt_data.cuts import CutsConfig
-from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.documents import Drop
+from rlpt_data.duplicates import AGAIN, survivors
+from rlpt_data.filters import READ
 from rlpt_data.inspection import inspect, render_inspect
-from rlpt_data.manifest import NAME, SPLITS, Manifest, digest, read_manifest
-from rlpt_data.rows import RowMaker
-from rlpt_data.shards import Document, ShardFolder
-from rlpt_data.split import SplitConfig, assign, check_sides
+from rlpt_data.ledger import Entry
+from rlpt_data.manifest import NAME, SPLITS, Counts, Manifest, digest, read_manifest
+from rlpt_data.order import Order, ordered
+from rlpt_data.plan import Plan, make_plan
+from rlpt_data.shards import ShardFolder
+from rlpt_data.sources.units import Unit
+from rlpt_data.split import SplitConfig, check_sides
+from rlpt_data.stages import StageConfig
+from rlpt_data.store import Store
 from rlpt_data.strict import Strict, UserError
-from rlpt_data.tokenizer import PlainTokenizer, train_byte_pairs
-from rlpt_data.writing import Facts, write_folder
+from rlpt_data.tally import Tally
+from rlpt_data.tokenizer import PlainTokenizer
+from rlpt_data.training import TokenizerBytes, TokenizerFile, TokenizerTrained, tokenizer_of
+from rlpt_data.work import WorkFolder, remove_leftovers, say
+from rlpt_data.writing import Facts, Shard, assemble
 
 __all__ = ["PrepareConfig", "inspect", "prepare", "render_inspect"]
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the same corpus and configuration would give other bytes than before."""
-BATCH = 256
 MAX_LOSSY_SHARE = 0.01
-_Item = TypeVar("_Item")
-_STDERR = Console(stderr=True)
-
-
-class TokenizerFile(Strict):
-    kind: Literal["file"]
-    path: Path
-    """A tokenizer.json, or a Hugging Face folder that holds one."""
-
-
-class TokenizerTrained(Strict):
-    kind: Literal["bpe"] = "bpe"
-    vocab_size: int = Field(default=4096, ge=257)
-    """Bytes and merges together; trained on the train split."""
-
-
-class TokenizerBytes(Strict):
-    kind: Literal["byte"]
+FAILED = "failed_unit"
 
 
 class PrepareConfig(Strict):
@@ -61,6 +51,8 @@ class PrepareConfig(Strict):
     out: Path
     """The shard folder to write."""
     source: sources.SourceConfig
+    stages: tuple[StageConfig, ...] = ()
+    """What documents go through, in order, beyond what no shard can do without."""
     tokenizer: Annotated[
         TokenizerFile | TokenizerTrained | TokenizerBytes, Field(discriminator="kind")
     ] = TokenizerTrained()
@@ -69,135 +61,254 @@ class PrepareConfig(Strict):
     seed: int = 0
     """Of the order of the documents and of the random cuts."""
     max_documents: int | None = Field(default=None, ge=1)
-    """Read no more than this many; None: all."""
+    """Read no more than this many, in one piece; None: all."""
     shard_bytes: int = Field(default=256 << 20, ge=1)
-    """A file is closed once it holds about this much."""
+    """A file holds about this much."""
+    num_shards: int | None = Field(default=None, ge=1)
+    """Files of every split; None: by ``shard_bytes``. Documents, cuts and split stay the same."""
+    workers: int = Field(default=1, ge=1)
+    """Processes; their number has no part in the bytes."""
+    max_failed_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """When more of the input's units cannot be read, nothing is written."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every step of one preparation needs."""
+
+    config: PrepareConfig
+    plan: Plan
+    work: WorkFolder
+    units: list[Unit]
+    tally: Tally
 
 
 def prepare(config: PrepareConfig, overwrite: bool = False, progress: bool = True) -> Manifest:
     """Write the shard folder ``config.out`` and return its manifest.
 
-    A folder that already holds exactly this is left alone and said to be so. Raises UserError when
-    it holds something else and ``overwrite`` is False, and for every mistake in corpus or config.
+    A folder that already holds exactly this is left alone and said to be so; work that was
+    interrupted goes on. Raises UserError when ``out`` holds something else and ``overwrite`` is
+    False, and for every mistake in corpus or config.
     """
-    table = {"recipe": RECIPE, **config.model_dump(mode="json", exclude={"out"})}
-    input_hash = _input_hash(config)
-    if present := _present(config.out, table, input_hash, overwrite):
+    _check_target(config.out)
+    units = sources.units(config.source)
+    if config.max_documents is not None:
+        units = [Unit("all")]
+    plan = _plan(config, units)
+    if present := _present(config.out, plan, overwrite):
         return present
-    drops = filters.Drops()
-    documents = _read(config, drops, progress)
-    sides, unit = assign(documents, config.split)
-    order = sorted(documents, key=lambda key: _rank(config.seed, key))
-    train = (documents[key].text for key in order if sides[key] == "train")
-    tokenizer = _tokenizer(config.tokenizer, train)
-    rows = _encode(config, tokenizer, [(key, documents[key]) for key in order], drops, progress)
-    _check_lossless(drops, len(documents), tokenizer)
-    by_side = {name: [row for row in rows if sides[row.document_id] == name] for name in SPLITS}
-    check_sides({name: len(rows) for name, rows in by_side.items()}, config.split, unit)
-    facts = Facts(
-        vocab_size=tokenizer.vocab_size,
-        split_by=unit,
-        config=table,
-        input_hash=input_hash,
-        drops=drops.counts,
-        drop_samples=drops.samples(),
-        created_by=_versions(),
-    )
-    return write_folder(
-        config.out,
-        by_side,
-        tokenizer.json_bytes,
-        facts,
-        shard_bytes=config.shard_bytes,
-        overwrite=overwrite or config.out.exists(),
-    )
+    with WorkFolder(config.out, plan, num_workers=config.workers, progress=progress) as work:
+        work.start(afresh=overwrite)
+        manifest = _prepared(_Run(config, plan, work, units, Tally()))
+        if not work.failures:
+            work.remove()
+    return manifest
 
 
-def _read(config: PrepareConfig, drops: filters.Drops, progress: bool) -> dict[str, SourceDocument]:
-    """document id -> document, without duplicates."""
-    items = itertools.islice(sources.documents(config.source), config.max_documents)
-    shown = _shown(items, "reading", None, progress)
-    documents = filters.unique(filters.admitted(shown, drops), drops)
-    if not documents:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in drops.counts.items())
+def _prepared(run: _Run) -> Manifest:
+    read = _read(run)
+    stores, basis = _cleaned(run, *read)
+    kept = survivors(stores, None, run.tally, AGAIN) if stages.after(run.config.stages) else read[1]
+    orders, unit = ordered(stores, kept, run.config.split, run.config.seed)
+    tokenizer = _tokenizer(run, stores, orders)
+    entries = _encoded(run, stores, orders, basis)
+    return _written(run, tokenizer, unit, entries)
+
+
+def _read(run: _Run) -> tuple[list[Store], list[Any], str]:
+    """The documents of every unit, the rows of each that stay, and the hash of it all."""
+    config = run.config
+    folder = run.work.folder("read")
+    jobs = [
+        passes.ReadJob(
+            *(unit.name, folder / f"{number:05d}", config.source, unit),
+            *(config.stages, config.split, config.max_documents),
+        )
+        for number, unit in enumerate(run.units)
+    ]
+    entries = run.work.run("read", passes.read, jobs, run.plan.read_basis)
+    _add(run.tally, entries)
+    _check_failures(run)
+    done = {entry.unit for entry in entries}
+    stores = [Store(job.target) for job in jobs if job.unit in done]
+    if not sum(len(store) for store in stores):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(run.tally.reasons.items()))
         raise UserError(
             f"[source] kind = {config.source.kind}: no documents ({reasons or 'it is empty'}); "
             "give it text"
         )
-    return documents
+    kept = survivors(stores, stages.near_duplicates(config.stages), run.tally)
+    return stores, kept, _basis(run.plan.read_basis, entries)
 
 
-def _encode(
-    config: PrepareConfig,
+def _check_failures(run: _Run) -> None:
+    failures = run.work.failures
+    for name, failure in failures.items():
+        run.tally.enter(READ)
+        run.tally.drop(READ, Drop(FAILED, name, failure.error))
+    if len(failures) > run.config.max_failed_share * len(run.units):
+        name, failure = next(iter(failures.items()))
+        raise UserError(
+            f"{run.work.path}/failed: {len(failures)} of {len(run.units)} units cannot be read, "
+            f"e.g. {name} ({failure.error}); mend them and run again (the others are kept), or "
+            "raise max_failed_share"
+        )
+
+
+def _cleaned(run: _Run, read: list[Store], kept: list[Any], basis: str) -> tuple[list[Store], str]:
+    """The stores after the stages that follow duplicates."""
+    config, folder = run.config, run.work.folder("clean")
+    if not stages.after(config.stages):
+        return read, basis
+    jobs = []
+    for store, rows in zip(read, kept, strict=True):
+        path = folder / f"{store.path.name}.kept.npy"
+        passes.save_rows(path, rows)
+        target = folder / store.path.name
+        job = passes.CleanJob(
+            store.path.name, target, store.path, path, config.stages, config.split
+        )
+        jobs.append(job)
+    entries = run.work.run("clean", passes.clean, jobs, basis)
+    _check_complete(run, "clean", entries, len(jobs))
+    _add(run.tally, entries)
+    return [Store(job.target) for job in jobs], _basis(basis, entries)
+
+
+def _tokenizer(run: _Run, stores: list[Store], orders: list[Order]) -> PlainTokenizer:
+    """The tokenizer, also as a file for the workers."""
+    train = next(order for order in orders if order.split == "train")
+    tokenizer = tokenizer_of(run.config.tokenizer, train.documents(stores))
+    (run.work.path / "tokenizer.json").write_bytes(tokenizer.json_bytes)
+    return tokenizer
+
+
+def _encoded(run: _Run, stores: list[Store], orders: list[Order], basis: str) -> list[Entry]:
+    """The entry of every shard; its unit is the shard's name."""
+    config, folder = run.config, run.work.folder("shards")
+    tokenizer = run.work.path / "tokenizer.json"
+    paths = tuple(store.path for store in stores)
+    jobs = []
+    for order in orders:
+        places = order.save(folder)
+        (folder / order.split).mkdir(exist_ok=True)
+        for number, (start, stop) in enumerate(order.shards(config.shard_bytes, config.num_shards)):
+            name = f"{order.split}/{number:05d}.arrow"
+            where = (name, folder / name, paths, places, start, stop)
+            jobs.append(passes.EncodeJob(*where, tokenizer, config.cuts, config.seed))
+    entries = run.work.run(
+        "encode", passes.encode, jobs, digest(f"{basis} {run.plan.plan_id}".encode())
+    )
+    _check_complete(run, "encode", entries, len(jobs))
+    _add(run.tally, entries)
+    return entries
+
+
+def _written(
+    run: _Run,
     tokenizer: PlainTokenizer,
-    pairs: list[tuple[str, SourceDocument]],
-    drops: filters.Drops,
-    progress: bool,
-) -> list[Document]:
-    maker = RowMaker(tokenizer, config.cuts, config.seed)
-    batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)]
-    kept: list[Document] = []
-    for batch in _shown(batches, "encoding", len(batches), progress):
-        for row in maker.rows(batch):
-            if isinstance(row, Drop):
-                drops.add(row)
-            else:
-                kept.append(row)
-    return kept
+    unit: Literal["domain", "document", "source"],
+    entries: list[Entry],
+) -> Manifest:
+    config = run.config
+    _check_lossless(run.tally, tokenizer)
+    shards = [
+        Shard(entry.unit, run.work.path / "shards" / entry.unit, Counts(**entry.facts))
+        for entry in entries
+        if entry.files
+    ]
+    sizes = {
+        name: sum(s.counts.documents for s in shards if s.name.startswith(f"{name}/"))
+        for name in SPLITS
+    }
+    check_sides(sizes, config.split, unit)
+    facts = Facts(
+        vocab_size=tokenizer.vocab_size,
+        split_by=unit,
+        config=run.plan.config,
+        input_hash=_input_hash(run.plan),
+        drops=run.tally.reasons,
+        drop_samples=run.tally.samples(),
+        stages=tuple(run.tally.table(stages.names(config.stages))),
+        created_by=_versions(),
+    )
+    return assemble(config.out, shards, tokenizer.json_bytes, facts)
 
 
-def _tokenizer(
-    config: TokenizerFile | TokenizerTrained | TokenizerBytes, train: Iterable[str]
-) -> PlainTokenizer:
-    if isinstance(config, TokenizerFile):
-        return PlainTokenizer.read(config.path)
-    size = config.vocab_size if isinstance(config, TokenizerTrained) else 256
-    return PlainTokenizer(train_byte_pairs(train, size), "[tokenizer]")
+def _check_complete(run: _Run, phase: str, entries: list[Entry], expected: int) -> None:
+    """These passes read what we wrote: a failure is ours, or the machine's."""
+    if len(entries) < expected:
+        name, failure = next(iter(run.work.failures.items()))
+        raise RuntimeError(f"{phase}: {name} failed: {failure.error}\n{failure.trace}")
 
 
-def _check_lossless(drops: filters.Drops, total: int, tokenizer: PlainTokenizer) -> None:
-    lossy = drops.counts["not_lossless"]
+def _check_lossless(tally: Tally, tokenizer: PlainTokenizer) -> None:
+    lossy, total = tally.reasons["not_lossless"], tally.entered[stages.ENCODE]
     if lossy > MAX_LOSSY_SHARE * total:
-        where = drops.samples()["not_lossless"][0]["where"]
+        where = tally.samples()["not_lossless"][0]["where"]
         raise UserError(
             f"{tokenizer.where}: loses bytes of {lossy} of {total} documents, e.g. {where}; "
             "choose a byte-level or byte-fallback tokenizer"
         )
 
 
-def _rank(seed: int, key: str) -> str:
-    return digest(f"order/{seed}/{key}".encode())
+def _add(tally: Tally, entries: list[Entry]) -> None:
+    for entry in entries:
+        tally.add(entry.tally)
 
 
-def _input_hash(config: PrepareConfig) -> str | None:
+def _basis(before: str, entries: list[Entry]) -> str:
+    """Of everything the next pass reads."""
+    found = sorted((entry.unit, sorted(entry.files.items())) for entry in entries)
+    return digest(f"{before} {found}".encode())
+
+
+def _plan(config: PrepareConfig, units: list[Unit]) -> Plan:
+    left_out = {"out", "workers", "max_failed_share"}
+    table = {"recipe": RECIPE, **config.model_dump(mode="json", exclude=left_out)}
+    resources = stages.resources(config.stages)
+    if isinstance(config.tokenizer, TokenizerFile):
+        resources["tokenizer"] = digest(PlainTokenizer.read(config.tokenizer.path).json_bytes)
+    files = any(unit.path for unit in units)
+    return make_plan(units, None if files else sources.fingerprint(config.source), resources, table)
+
+
+def _input_hash(plan: Plan) -> str | None:
     """Of everything outside the configuration that the bytes depend on; None: unknown."""
-    corpus = sources.fingerprint(config.source)
-    if corpus is None or not isinstance(config.tokenizer, TokenizerFile):
-        return corpus
-    given = PlainTokenizer.read(config.tokenizer.path).json_bytes
-    return digest(f"{corpus} {digest(given)}".encode())
-
-
-def _present(
-    out: Path, table: dict[str, Any], input_hash: str | None, overwrite: bool
-) -> Manifest | None:
-    """The manifest of a folder that needs no work; None: write it."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    hashes = [found.blake2b for found in plan.inputs]
+    if None in hashes:
         return None
-    if not (out / NAME).is_file():
+    parts = [*sorted(map(str, hashes)), *(f"{k}={v}" for k, v in plan.resources.items())]
+    return digest(" ".join(parts).encode())
+
+
+def _check_target(out: Path) -> None:
+    if (
+        out.exists()
+        and not (out / NAME).is_file()
+        and not (out.is_dir() and not any(out.iterdir()))
+    ):
         raise UserError(f"{out}: not a shard folder, so it is not touched; choose another out")
-    if overwrite:
+
+
+def _present(out: Path, plan: Plan, overwrite: bool) -> Manifest | None:
+    """The manifest of a folder that needs no work; None: write it."""
+    if overwrite or not (out / NAME).is_file():
         return None
     found = read_manifest(out)
-    change = _difference(found, table, input_hash)
+    change = _difference(found, plan.config, _input_hash(plan))
     if change:
         raise UserError(f"{out}: holds other shards ({change}); give --overwrite or another out")
+    if found.drops.get(FAILED):
+        say(f"{out}: some units could not be read; trying them again")
+        return None
     try:
         ShardFolder.open(out)
     except UserError as error:
-        _say(f"{error}: writing it again")
+        say(f"{error}: writing it again")
         return None
-    _say(f"{out}: already prepared from this corpus and configuration")
+    say(f"{out}: already prepared from this corpus and configuration")
+    remove_leftovers(out)
     return found
 
 
@@ -208,17 +319,6 @@ def _difference(found: Manifest, table: dict[str, Any], input_hash: str | None) 
     if input_hash is None:
         return "the source cannot tell whether its corpus is the same"
     return "the corpus has changed" if found.input_hash != input_hash else None
-
-
-def _shown(items: Iterable[_Item], what: str, total: int | None, progress: bool) -> Iterable[_Item]:
-    """The same items, with a progress line on stderr."""
-    if not progress or not _STDERR.is_terminal:
-        return items
-    return track(items, description=what, total=total, console=_STDERR, transient=True)
-
-
-def _say(line: str) -> None:
-    _STDERR.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ decided stands. No unit is on two sides.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -56,25 +56,25 @@ def assign(
 
     Raises UserError when a side that was asked for is empty.
     """
-    unit = _unit(documents, config)
-    sides = {key: _side(key, document, unit, config) for key, document in documents.items()}
+    sizes = Counter(domain_of(document) for document in documents.values())
+    unit = unit_of(list(sizes.values()), config)
+    sides = {key: side_of(key, document, unit, config) for key, document in documents.items()}
     if all(document.split for document in documents.values()):
         unit = "source"
     check_sides(Counter(sides.values()), config, unit)
     return sides, unit
 
 
-def _unit(
-    documents: Mapping[str, SourceDocument], config: SplitConfig
-) -> Literal["domain", "document"]:
+def unit_of(sizes: Sequence[int], config: SplitConfig) -> Literal["domain", "document"]:
+    """The unit of the split, from the number of documents of each domain."""
     if config.by != "auto":
         return config.by
-    sizes = Counter(domain_of(document) for document in documents.values())
-    small = max(sizes.values(), default=0) <= MAX_DOMAIN_SHARE * len(documents)
+    small = max(sizes, default=0) <= MAX_DOMAIN_SHARE * sum(sizes)
     return "domain" if len(sizes) >= MIN_DOMAINS and small else "document"
 
 
-def _side(key: str, document: SourceDocument, unit: str, config: SplitConfig) -> str:
+def side_of(key: str, document: SourceDocument, unit: str, config: SplitConfig) -> str:
+    """The side of one document, whose id is ``key``."""
     if document.split is not None:
         return document.split
     name = (domain_of(document) if unit == "domain" else "") or key

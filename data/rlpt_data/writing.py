@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -27,6 +28,8 @@ from rlpt_data.manifest import (
 from rlpt_data.shards import SCHEMA, TOKENIZER, Document
 from rlpt_data.strict import UserError
 
+_BATCH_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -39,6 +42,69 @@ class Facts:
     drops: Mapping[str, int] = field(default_factory=dict)
     drop_samples: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     created_by: Mapping[str, str] = field(default_factory=dict)
+    stages: tuple[Mapping[str, Any], ...] | None = None
+    extras: Mapping[str, bytes] = field(default_factory=dict)
+    """Other files of the folder, by name."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished file of rows, wherever it lies now."""
+
+    name: str
+    """In the folder: train/00000.arrow."""
+    path: Path
+    counts: Counts
+
+
+class ShardWriter:
+    """Writes rows to an Arrow file, a batch at a time: memory does not grow with the file."""
+
+    def __init__(self, path: Path, rows_per_batch: int = 256) -> None:
+        self._path = path
+        self._per_batch = rows_per_batch
+        self._rows: list[Document] = []
+        self._size = 0
+        self.counts = Counts(documents=0, tokens=0, bytes=0)
+
+    def __enter__(self) -> "ShardWriter":
+        self._file = self._path.open("wb")
+        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        return self
+
+    def add(self, row: Document) -> None:
+        self._rows.append(row)
+        self._size += row_bytes(row)
+        self.counts = Counts(
+            documents=self.counts.documents + 1,
+            tokens=self.counts.tokens + len(row.ids),
+            bytes=self.counts.bytes + int(row.offsets[-1]),
+        )
+        if len(self._rows) == self._per_batch or self._size >= _BATCH_BYTES:
+            self._write()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._write()
+                self._writer.close()
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    def _write(self) -> None:
+        if self._rows:
+            self._writer.write_batch(_batch(self._rows))
+        self._rows, self._size = [], 0
+
+
+def row_bytes(row: Document) -> int:
+    """About what a row takes on disk."""
+    return int(row.offsets[-1]) + 4 * (len(row.ids) + len(row.offsets) + len(row.cuts))
 
 
 def write_folder(
@@ -57,22 +123,79 @@ def write_folder(
     """
     if out.exists() and not overwrite:
         raise UserError(f"{out}: already there; give --overwrite or another out")
+    partial = _fresh(out)
+    shards = list(_write_splits(partial, documents, shard_bytes, rows_per_batch))
+    return _finish(out, partial, shards, tokenizer_json, facts, tuple(documents))
+
+
+def assemble(
+    out: Path, shards: Sequence[Shard], tokenizer_json: bytes | None, facts: Facts
+) -> Manifest:
+    """Make the folder ``out`` of finished shards, which stay where they are (hard links)."""
+    partial = _fresh(out)
+    for shard in shards:
+        _link(shard.path, partial / shard.name)
+    return _finish(out, partial, shards, tokenizer_json, facts, SPLITS)
+
+
+def _fresh(out: Path) -> Path:
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    files = list(_write_splits(partial, documents, shard_bytes, rows_per_batch))
+    return partial
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _finish(
+    out: Path,
+    partial: Path,
+    shards: Sequence[Shard],
+    tokenizer_json: bytes | None,
+    facts: Facts,
+    splits: Sequence[str],
+) -> Manifest:
+    files = [_entry(partial, shard) for shard in shards]
     files += _write_drops(partial, facts.drop_samples)
+    for name, data in sorted(facts.extras.items()):
+        files.append(_write(partial, name, data, rows=0))
     if tokenizer_json is not None:
         files.append(_write(partial, TOKENIZER, tokenizer_json, rows=0))
-    manifest = _manifest(documents, tokenizer_json, facts, files)
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    counts = {name: _total(shards, name) for name in splits}
+    manifest = _manifest(counts, tokenizer_json, facts, files)
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
     _write(partial, NAME, f"{text}\n".encode(), rows=0)
     _swap(partial, out)
     return manifest
 
 
+def _entry(folder: Path, shard: Shard) -> FileEntry:
+    path = folder / shard.name
+    return FileEntry(
+        path=shard.name,
+        rows=shard.counts.documents,
+        bytes=path.stat().st_size,
+        blake2b=digest_file(path),
+    )
+
+
+def _total(shards: Sequence[Shard], split: str) -> Counts:
+    found = [shard.counts for shard in shards if shard.name.startswith(f"{split}/")]
+    return Counts(
+        documents=sum(counts.documents for counts in found),
+        tokens=sum(counts.tokens for counts in found),
+        bytes=sum(counts.bytes for counts in found),
+    )
+
+
 def _manifest(
-    documents: Mapping[str, Sequence[Document]],
+    counts: Mapping[str, Counts],
     tokenizer_json: bytes | None,
     facts: Facts,
     files: Sequence[FileEntry],
@@ -83,8 +206,9 @@ def _manifest(
         tokenizer_hash=None if tokenizer_json is None else digest(tokenizer_json),
         vocab_size=facts.vocab_size,
         split_by=facts.split_by,
-        counts={name: _counts(rows) for name, rows in documents.items()},
+        counts=dict(counts),
         drops=dict(sorted(facts.drops.items())),
+        stages=None if facts.stages is None else tuple(dict(row) for row in facts.stages),
         files=tuple(files),
         config=dict(facts.config),
         input_hash=facts.input_hash,
@@ -93,21 +217,18 @@ def _manifest(
     return manifest.model_copy(update={"hash": manifest.content_hash()})
 
 
-def _counts(rows: Sequence[Document]) -> Counts:
-    return Counts(
-        documents=len(rows),
-        tokens=sum(len(row.ids) for row in rows),
-        bytes=sum(int(row.offsets[-1]) for row in rows),
-    )
-
-
 def _write_splits(
     folder: Path, documents: Mapping[str, Sequence[Document]], shard_bytes: int, per_batch: int
-) -> Iterator[FileEntry]:
-    for name in documents:
-        assert name in SPLITS, f"split {name!r}"
-        for number, rows in enumerate(_shards(documents[name], shard_bytes)):
-            yield _write_shard(folder, f"{name}/{number:05d}.arrow", rows, per_batch)
+) -> Iterator[Shard]:
+    for split in documents:
+        assert split in SPLITS, f"split {split!r}"
+        for number, rows in enumerate(_shards(documents[split], shard_bytes)):
+            name = f"{split}/{number:05d}.arrow"
+            (folder / split).mkdir(exist_ok=True)
+            with ShardWriter(folder / name, per_batch) as writer:
+                for row in rows:
+                    writer.add(row)
+            yield Shard(name, folder / name, writer.counts)
 
 
 def _shards(rows: Sequence[Document], shard_bytes: int) -> Iterator[list[Document]]:
@@ -116,26 +237,12 @@ def _shards(rows: Sequence[Document], shard_bytes: int) -> Iterator[list[Documen
     size = 0
     for row in rows:
         shard.append(row)
-        size += int(row.offsets[-1]) + 4 * (len(row.ids) + len(row.offsets) + len(row.cuts))
+        size += row_bytes(row)
         if size >= shard_bytes:
             yield shard
             shard, size = [], 0
     if shard:
         yield shard
-
-
-def _write_shard(folder: Path, name: str, rows: list[Document], per_batch: int) -> FileEntry:
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, SCHEMA) as writer:
-            for start in range(0, len(rows), per_batch):
-                writer.write_batch(_batch(rows[start : start + per_batch]))
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(
-        path=name, rows=len(rows), bytes=path.stat().st_size, blake2b=digest_file(path)
-    )
 
 
 def _batch(rows: Sequence[Document]) -> pa.RecordBatch:

@@ -247,7 +247,7 @@ def test_a_lossy_tokenizer_is_refused(pages: Configured, tmp_path: Path) -> None
 
 def supply(monkeypatch: pytest.MonkeyPatch, *supplied: SourceDocument) -> None:
     plain = [SourceDocument(page(number)) for number in range(60)]
-    monkeypatch.setattr("rlpt_data.sources.documents", lambda _: iter([*plain, *supplied]))
+    monkeypatch.setattr("rlpt_data.sources.read", lambda *_: iter([*plain, *supplied]))
 
 
 def rows(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Where documents come from. A source is a configuration with a ``kind`` and two functions:
 
 ``documents(config)`` yields documents and drops; ``fingerprint(config)`` identifies the corpus, or
-is None when it cannot. A new source is a new file and a line in each table below.
+is None when it cannot. A source of many files also has ``units(config)`` and ``read(config, unit)``,
+and workers share it out. A new source is a new file and a line in each table below.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from rlpt_data import proving
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.manifest import digest
 from rlpt_data.sources import folder, huggingface, installed_docs, jsonl, parquet, warc
+from rlpt_data.sources.units import Unit
 
 SOURCES: dict[str, ModuleType] = {
     "folder": folder,
@@ -35,6 +37,19 @@ SourceConfig = Annotated[
     | warc.WarcConfig,
     Field(discriminator="kind"),
 ]
+
+
+def units(config: Any) -> list[Unit]:
+    """What workers can read apart from one another; at least one."""
+    source = SOURCES[config.kind]
+    return source.units(config) if hasattr(source, "units") else [Unit(config.kind)]
+
+
+def read(config: Any, unit: Unit) -> Iterator[SourceDocument | Drop]:
+    """The documents and drops of one unit."""
+    if unit.path is None:
+        return documents(config)
+    return SOURCES[config.kind].read(config, unit)
 
 
 def documents(config: Any) -> Iterator[SourceDocument | Drop]:

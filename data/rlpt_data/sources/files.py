@@ -10,6 +10,9 @@ from rlpt_data.documents import Drop
 from rlpt_data.manifest import digest, digest_file
 from rlpt_data.strict import UserError
 
+MAX_LINE = 64 << 20
+"""A longer record is no document."""
+
 
 def input_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """``path`` itself, or every file below it with one of ``suffixes``, by relative name.
@@ -27,8 +30,8 @@ def input_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """Of the contents: names, places and times do not count."""
-    return digest(" ".join(digest_file(file) for file in files).encode())
+    """Of the contents: names, places, times and the order do not count."""
+    return digest(" ".join(sorted(digest_file(file) for file in files)).encode())
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
@@ -36,12 +39,25 @@ def open_bytes(path: Path) -> io.BufferedReader:
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"))  # pyright: ignore
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes] | Drop]:
-    """Numbered lines of a file, from 1; a file damaged half way ends in a drop."""
+def lines(path: Path, max_bytes: int = MAX_LINE) -> Iterator[tuple[int, bytes] | Drop]:
+    """Numbered lines of a file, from 1; a file damaged half way ends in a drop.
+
+    A longer line is a drop and is passed over in pieces: memory does not grow with it.
+    """
     number = 0
+    # A file that cannot be opened is no damaged one: the unit fails, and a later run tries again.
+    file = open_bytes(path)
     try:
-        with open_bytes(path) as file:
-            for number, line in enumerate(file, 1):
-                yield number, line
+        with file:
+            while line := file.readline(max_bytes + 1):
+                number += 1
+                if len(line) <= max_bytes:
+                    yield number, line
+                    continue
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(1 << 20)
+                yield Drop(
+                    "too_large", f"{path}:{number}", f"a line of more than {max_bytes} bytes"
+                )
     except (OSError, EOFError, pa.ArrowInvalid) as error:
         yield Drop("damaged_file", f"{path}:{number + 1}", str(error))

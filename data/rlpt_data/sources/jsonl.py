@@ -8,6 +8,7 @@ from typing import Literal
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.sources import files
 from rlpt_data.sources.records import Fields, document
+from rlpt_data.sources.units import Unit, of_files
 from rlpt_data.strict import Strict
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -22,12 +23,22 @@ class JsonlConfig(Strict):
 
 def documents(config: JsonlConfig) -> Iterator[SourceDocument | Drop]:
     """A line that is not JSON is a drop that names its file and line."""
-    for path in files.input_files(config.path, SUFFIXES):
-        for item in files.lines(path):
-            if isinstance(item, Drop):
-                yield item
-            elif item[1].strip():
-                yield _line(item[1], config.fields, f"{path}:{item[0]}")
+    for unit in units(config):
+        yield from read(config, unit)
+
+
+def units(config: JsonlConfig) -> list[Unit]:
+    return of_files(config.path, files.input_files(config.path, SUFFIXES))
+
+
+def read(config: JsonlConfig, unit: Unit) -> Iterator[SourceDocument | Drop]:
+    """The lines of one file."""
+    assert unit.path is not None
+    for item in files.lines(unit.path):
+        if isinstance(item, Drop):
+            yield item
+        elif item[1].strip():
+            yield _line(item[1], config.fields, f"{unit.path}:{item[0]}")
 
 
 def fingerprint(config: JsonlConfig) -> str:

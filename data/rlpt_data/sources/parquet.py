@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.sources import files
 from rlpt_data.sources.records import Fields, document
+from rlpt_data.sources.units import Unit, of_files
 from rlpt_data.strict import Strict, UserError, nearest
 
 SUFFIXES = (".parquet",)
@@ -24,8 +25,18 @@ class ParquetConfig(Strict):
 
 def documents(config: ParquetConfig) -> Iterator[SourceDocument | Drop]:
     """Reads only the columns it needs. Raises UserError when the text column is not there."""
-    for path in files.input_files(config.path, SUFFIXES):
-        yield from _rows(path, config.fields)
+    for unit in units(config):
+        yield from read(config, unit)
+
+
+def units(config: ParquetConfig) -> list[Unit]:
+    return of_files(config.path, files.input_files(config.path, SUFFIXES))
+
+
+def read(config: ParquetConfig, unit: Unit) -> Iterator[SourceDocument | Drop]:
+    """The rows of one file."""
+    assert unit.path is not None
+    yield from _rows(unit.path, config.fields)
 
 
 def fingerprint(config: ParquetConfig) -> str:

@@ -22,6 +22,7 @@ from rlpt_data.sources.http_payload import (
     response,
     text_of_bytes,
 )
+from rlpt_data.sources.units import Unit, of_files
 from rlpt_data.sources.warc_records import Record, broken_digest, records
 from rlpt_data.strict import Strict
 
@@ -52,8 +53,24 @@ class Page:
 
 def documents(config: WarcConfig) -> Iterator[SourceDocument | Drop]:
     """The text of every page. Raises UserError when the extractor cannot be used."""
-    for path in files.input_files(config.path, SUFFIXES):
-        yield from extracted(pages(path, config.limits.page_bytes), config)
+    for unit in units(config):
+        yield from read(config, unit)
+
+
+def units(config: WarcConfig) -> list[Unit]:
+    """One for every archive; ``chunk_bytes`` divides compressed ones further."""
+    paths = files.input_files(config.path, SUFFIXES)
+    whole = [path for path in paths if path.suffix != ".gz"]
+    parts = [path for path in paths if path.suffix == ".gz"]
+    found = of_files(config.path, whole) + of_files(config.path, parts, config.chunk_bytes)
+    return sorted(found, key=lambda unit: (str(unit.path), unit.start))
+
+
+def read(config: WarcConfig, unit: Unit) -> Iterator[SourceDocument | Drop]:
+    """The pages of the records that begin in a unit."""
+    assert unit.path is not None
+    found = pages(unit.path, config.limits.page_bytes, unit.start, unit.stop)
+    yield from extracted(found, config)
 
 
 def fingerprint(config: WarcConfig) -> str:
@@ -81,19 +98,16 @@ def pages(
     path: Path, max_bytes: int, start: int = 0, stop: int | None = None
 ) -> Iterator[Page | SourceDocument | Drop]:
     """HTML pages of the records that begin in [start, stop); of WET files their texts."""
-    try:
-        for record in records(path, max_bytes, start, stop):
-            if isinstance(record, Drop):
-                yield record
-            elif record.kind == "response":
-                yield _page(record, max_bytes)
-            elif record.kind == "conversion":
-                text = record.block.decode("utf-8", errors="replace")
-                yield SourceDocument(text, url=record.url)
-            elif record.kind == "revisit":
-                yield Drop("revisit", record.where, f"{record.url}: the page is in another archive")
-    except OSError as error:
-        yield Drop("damaged_file", str(path), f"{type(error).__name__}: {error}")
+    for record in records(path, max_bytes, start, stop):
+        if isinstance(record, Drop):
+            yield record
+        elif record.kind == "response":
+            yield _page(record, max_bytes)
+        elif record.kind == "conversion":
+            text = record.block.decode("utf-8", errors="replace")
+            yield SourceDocument(text, url=record.url)
+        elif record.kind == "revisit":
+            yield Drop("revisit", record.where, f"{record.url}: the page is in another archive")
 
 
 def _page(record: Record, max_bytes: int) -> Page | Drop:

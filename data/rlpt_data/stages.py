@@ -1,0 +1,59 @@
+"""The stages that a configuration may name, and the two lists they make.
+
+Stages before the first that is about the whole corpus or about what is released (near-duplicates,
+decontaminate, pii) run where documents are read; the others after duplicates are gone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlpt_data.duplicates import AGAIN, EXACT, NEAR, NearDuplicatesConfig
+from rlpt_data.filters import ALWAYS, EXTRACT, READ, Stage
+
+StageConfig = NearDuplicatesConfig
+_LATER = (NEAR, "decontaminate", "pii")
+ENCODE = "encode"
+
+
+def near_duplicates(stages: Sequence[Any]) -> NearDuplicatesConfig | None:
+    """The configuration of that stage, if it is there."""
+    return next((stage for stage in stages if isinstance(stage, NearDuplicatesConfig)), None)
+
+
+def before(stages: Sequence[Any]) -> list[Any]:
+    """Those that run where documents are read."""
+    return list(stages[: _turn(stages)])
+
+
+def after(stages: Sequence[Any]) -> list[Any]:
+    """Those that run when duplicates are gone."""
+    return [stage for stage in stages[_turn(stages) :] if stage.kind != NEAR]
+
+
+def _turn(stages: Sequence[Any]) -> int:
+    later = [number for number, stage in enumerate(stages) if stage.kind in _LATER]
+    return min(later, default=len(stages))
+
+
+def built(stages: Sequence[Any]) -> list[Stage]:
+    """Ready to run. Raises UserError when one needs what is not there."""
+    return [Stage(stage.kind, stage.build()) for stage in stages]
+
+
+def names(stages: Sequence[Any]) -> list[str]:
+    """Every stage, in the order in which documents meet them."""
+    near = [NEAR] if near_duplicates(stages) else []
+    first = [READ, EXTRACT, *(stage.name for stage in ALWAYS)]
+    middle = [stage.kind for stage in before(stages)]
+    last = [stage.kind for stage in after(stages)]
+    again = [AGAIN] if last else []
+    return [*first, *middle, EXACT, *near, *last, *again, ENCODE]
+
+
+def resources(stages: Sequence[Any]) -> dict[str, str]:
+    """Hashes of the files that stages read: what for -> blake2b-128."""
+    found: dict[str, str] = {}
+    for stage in stages:
+        if hasattr(stage, "resources"):
+            found |= stage.resources()
+    return found

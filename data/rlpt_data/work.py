@@ -1,0 +1,154 @@
+"""The folder of unfinished work beside the output: its lock, its plan, its ledger, its passes.
+
+    .NAME.work/plan.json  ledger.jsonl  lock  read/  clean/  shards/  failed/
+
+A pass runs those of its units that the ledger does not hold yet. A unit that fails is quarantined,
+with its error in ``failed/``, and the others go on.
+"""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rlpt_data import plan as plans
+from rlpt_data.ledger import Entry, Ledger
+from rlpt_data.manifest import digest_file
+from rlpt_data.plan import Plan
+from rlpt_data.strict import UserError
+from rlpt_data.tally import Tally
+from rlpt_data.workers import Failure, outcomes
+
+STDERR = Console(stderr=True)
+
+
+@runtime_checkable
+class Job(Protocol):
+    """What a worker gets: it is pickled, so it holds names and numbers, not open files."""
+
+    @property
+    def unit(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker gives back."""
+
+    files: tuple[Path, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    facts: dict[str, Any] = field(default_factory=dict)
+    documents: int = 0
+
+
+class WorkFolder:
+    """Opened by ``with``; another process that opens it meanwhile is refused."""
+
+    def __init__(self, out: Path, plan: Plan, *, num_workers: int, progress: bool) -> None:
+        self.path = out.parent / f".{out.name}.work"
+        self.plan = plan
+        self.failures: dict[str, Failure] = {}
+        """phase/unit -> why it was quarantined in this run."""
+        self._num_workers = num_workers
+        self._progress = progress
+
+    def __enter__(self) -> "WorkFolder":
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(
+                f"{self.path}: another run is at work here; wait for it or choose another out"
+            ) from error
+        return self
+
+    def start(self, afresh: bool) -> None:
+        """Go on, or begin. Work of another plan is said to be so; the ledger counts none of it."""
+        if afresh:
+            self._clear()
+        old = plans.read_plan(self.path / plans.NAME)
+        if old is not None and (change := plans.difference(old, self.plan)):
+            say(
+                f"{self.path}: unfinished work of another plan (changed: {change}); what depends on "
+                "that is done again"
+            )
+        partial = self.path / f"{plans.NAME}.partial"
+        partial.write_text(json.dumps(self.plan.model_dump(mode="json"), indent=1))
+        partial.rename(self.path / plans.NAME)
+        shutil.rmtree(self.path / "failed", ignore_errors=True)
+        self._ledger = Ledger(self.path)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
+
+    def folder(self, name: str) -> Path:
+        path = self.path / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def run(
+        self, phase: str, task: Callable[[Any], Done], jobs: Sequence[Job], basis: str
+    ) -> list[Entry]:
+        """The entries of every job, in their order, without those that failed."""
+        found = {job.unit: self._ledger.done(phase, job.unit, basis) for job in jobs}
+        left = [job for job in jobs if found[job.unit] is None]
+        if left and len(left) < len(jobs):
+            say(f"{self.path}: {len(jobs) - len(left)} of {len(jobs)} units of {phase} are done")
+        for job, result in self._shown(phase, outcomes(task, left, self._num_workers), len(left)):
+            if isinstance(result, Failure):
+                self._quarantine(phase, job.unit, result)
+                continue
+            files = {str(f.relative_to(self.path)): digest_file(f) for f in result.files}
+            entry = Entry(phase, job.unit, basis, files, result.tally, result.facts)
+            self._ledger.add(entry)
+            found[job.unit] = entry
+        return [entry for entry in found.values() if entry is not None]
+
+    def _quarantine(self, phase: str, unit: str, failure: Failure) -> None:
+        self.failures[f"{phase}/{unit}"] = failure
+        name = f"{phase}-{unit}".replace("/", "_")[:200]
+        (self.folder("failed") / f"{name}.txt").write_text(f"{failure.error}\n\n{failure.trace}")
+        say(f"{phase} {unit}: failed and set aside ({failure.error})")
+
+    def _clear(self) -> None:
+        for path in self.path.iterdir():
+            if path.name == "lock":
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _shown(self, what: str, items: Iterator[Any], total: int) -> Iterator[Any]:
+        """The same items, with a line on stderr: units, documents a second, time left."""
+        if not self._progress or not STDERR.is_terminal or not total:
+            yield from items
+            return
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        started, documents = time.monotonic(), 0
+        with Progress(*columns, console=STDERR, transient=True) as progress:
+            line = progress.add_task(what, total=total, rate="")
+            for job, result in items:
+                documents += result.documents if isinstance(result, Done) else 0
+                speed = documents / max(1e-9, time.monotonic() - started)
+                progress.update(line, advance=1, rate=f"{speed:,.0f} documents/s")
+                yield job, result
+
+
+def remove_leftovers(out: Path) -> None:
+    """Of a run that was killed after its last rename."""
+    shutil.rmtree(out.parent / f".{out.name}.work", ignore_errors=True)
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    STDERR.print(line, markup=False, highlight=False, soft_wrap=True)

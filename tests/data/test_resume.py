@@ -1,0 +1,322 @@
+"""The same bytes for any number of workers, any order of the input, and any moment of a kill."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlpt_data import sources, workers
+from rlpt_data.manifest import read_manifest
+from rlpt_data.plan import make_plan
+from rlpt_data.prepare import PrepareConfig, prepare
+from rlpt_data.shards import SPLITS, ShardFolder, verify_folder
+from rlpt_data.strict import UserError
+from rlpt_data.work import WorkFolder
+
+WORDS = ["river", "stone", "light", "under", "many", "small", "houses", "went", "home", "again"]
+Make = Callable[..., PrepareConfig]
+
+
+class Killed(BaseException):
+    """What no code catches."""
+
+
+def text(number: int) -> str:
+    rng = random.Random(number)
+    sentences = [" ".join(rng.choices(WORDS, k=8)).capitalize() + "." for _ in range(12)]
+    return " ".join(sentences)
+
+
+def near(number: int) -> str:
+    """Nearly the text of another number: one word in a hundred differs."""
+    return text(number).replace("again", "Again", 1)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Five files with pages, repetitions and broken lines; a configuration for any output."""
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    for file in range(5):
+        texts = [text(number) for number in range(file * 15, file * 15 + 15)]
+        texts += [text(file * 7), near(file * 11), " "]
+        rows = [{"text": t, "url": f"https://s{n % 4}.org/{file}/{n}"} for n, t in enumerate(texts)]
+        lines = [json.dumps(row) for row in rows] + ["{"]
+        (folder / f"{file}.jsonl").write_text("\n".join(lines))
+
+    def config(name: str, **changes: Any) -> PrepareConfig:
+        table = {
+            "out": tmp_path / name,
+            "source": {"kind": "jsonl", "path": folder},
+            "stages": [{"kind": "near-duplicates"}],
+            "tokenizer": {"kind": "bpe", "vocab_size": 280},
+            "cuts": {"min_context": 8, "min_continuation": 8},
+            "split": {"dev": 0.1, "test": 0.1},
+            "num_shards": 3,
+        }
+        return PrepareConfig.model_validate_json(json.dumps(table | changes, default=str))
+
+    return config
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def rows(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """document id -> split and cuts."""
+    opened = ShardFolder.open(folder)
+    return {
+        row.document_id: (name, row.cuts.tolist()) for name in SPLITS for row in opened.split(name)
+    }
+
+
+def run(config: PrepareConfig) -> dict[str, bytes]:
+    prepare(config, progress=False)
+    return contents(config.out)
+
+
+def test_two_workers_write_the_bytes_of_one(make: Make) -> None:
+    assert run(make("one")) == run(make("two", workers=2))
+
+
+def test_the_order_of_the_input_files_has_no_part_in_any_byte(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = run(make("forward"))
+    listed = sources.units
+    monkeypatch.setattr(sources, "units", lambda config: listed(config)[::-1])
+    assert run(make("backward")) == once
+
+
+def test_another_number_of_shards_keeps_documents_cuts_and_split(make: Make) -> None:
+    three, seven, one = (make(str(n), num_shards=n) for n in (3, 7, 1))
+    for config in (three, seven, one):
+        prepare(config, progress=False)
+    assert rows(three.out) == rows(seven.out) == rows(one.out)
+    files = [entry.path for entry in read_manifest(seven.out).files]
+    assert sum(path.startswith("train/") for path in files) == 7
+    ids = [list(ShardFolder.open(c.out).split("train").document_ids) for c in (three, seven, one)]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def test_stages_account_for_every_document(make: Make) -> None:
+    manifest = prepare(make("out"), progress=False)
+    assert manifest.stages is not None
+    table = {row["stage"]: row for row in manifest.stages}
+    for first, second in zip(manifest.stages, manifest.stages[1:], strict=False):
+        assert first["out"] == second["in"], (first["stage"], second["stage"])
+    for row in manifest.stages:
+        assert row["in"] - sum(row["dropped"].values()) == row["out"]
+    assert table["read"]["in"] == 5 * 19
+    assert table["read"]["dropped"] == {"bad_json": 5}
+    assert table["empty"]["dropped"] == {"empty": 5}
+    assert table["duplicates"]["dropped"] == {"duplicate": 5}
+    assert table["near-duplicates"]["dropped"]["near_duplicate"] == 5
+    assert table["encode"]["out"] == sum(c.documents for c in manifest.counts.values()) == 75
+    verify_folder(make("out").out)
+
+
+def test_a_run_killed_before_any_flush_or_rename_goes_on_to_the_same_bytes(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(make("whole"))
+    config = make("killed")
+    renamed, synced = Path.rename, os.fsync
+    left = 0
+
+    def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return real(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Path, "rename", deadly(renamed))
+    monkeypatch.setattr(os, "fsync", deadly(synced))
+    deaths = 0
+    while True:
+        left = 3 + deaths
+        try:
+            prepare(config, progress=False)
+            break
+        except Killed:
+            deaths += 1
+    # Without a memory of what is done it would never end.
+    assert deaths > 10
+    assert contents(config.out) == whole
+    assert not list(config.out.parent.glob(".killed*"))
+
+
+def test_finished_units_are_not_read_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, read = make("out"), sources.read
+    seen: list[str] = []
+
+    def third_time_killed(source: Any, unit: Any) -> Any:
+        seen.append(unit.name)
+        if len(seen) == 3:
+            raise Killed
+        return read(source, unit)
+
+    monkeypatch.setattr(sources, "read", third_time_killed)
+    with pytest.raises(Killed):
+        prepare(config, progress=False)
+    prepare(config, progress=False)
+    assert seen == ["0.jsonl", "1.jsonl", "2.jsonl", "2.jsonl", "3.jsonl", "4.jsonl"]
+
+
+def interrupted(config: PrepareConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a work folder in which reading is done."""
+
+    def stop(*_: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlpt_data.prepare.tokenizer_of", stop)
+        with pytest.raises(Killed):
+            prepare(config, progress=False)
+
+
+@pytest.mark.parametrize("what", ["input", "version", "output"])
+def test_what_changed_since_the_kill_is_said_and_done_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    config = make("out")
+    interrupted(config, monkeypatch)
+    work = config.out.parent / ".out.work"
+    if what == "input":
+        path = config.out.parent / "pages/1.jsonl"
+        path.write_text(path.read_text() + "\n{")
+    elif what == "version":
+        monkeypatch.setattr("rlpt_data.plan.LIBRARIES", ("numpy",))
+    else:
+        # A store that is not what the ledger says, and is as long.
+        path = work / "read/00001.docs"
+        path.write_bytes(path.read_bytes().replace(b"river", b"RIVER", 1))
+    found = run(config)
+    error = " ".join(capsys.readouterr().err.split())
+    told = {"input": "input 1.jsonl", "version": "version of", "output": "4 of 5 units of read"}
+    assert told[what] in error
+    assert found == run(make("fresh"))
+
+
+def test_two_runs_in_one_folder_are_refused(make: Make) -> None:
+    config = make("out")
+    plan = make_plan([], None, {}, {})
+    with (
+        WorkFolder(config.out, plan, num_workers=1, progress=False),
+        pytest.raises(UserError, match="another run is at work here"),
+    ):
+        prepare(config, progress=False)
+    prepare(config, progress=False)
+
+
+def test_a_unit_that_cannot_be_read_is_set_aside_and_tried_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(make("whole"))
+    config, read = make("out", max_failed_share=0.2), sources.read
+
+    def unreadable(source: Any, unit: Any) -> Any:
+        if unit.name == "2.jsonl":
+            raise PermissionError(errno.EACCES, "no permission", "2.jsonl")
+        return read(source, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "read", unreadable)
+        manifest = prepare(config, progress=False)
+        with pytest.raises(UserError, match=r"1 of 5 units cannot be read, e\.g\. read/2\.jsonl"):
+            prepare(make("strict"), progress=False)
+    assert manifest.drops["failed_unit"] == 1
+    failed = config.out.parent / ".out.work/failed/read-2.jsonl.txt"
+    assert "PermissionError" in failed.read_text()
+    assert "set aside (PermissionError" in " ".join(capsys.readouterr().err.split())
+    assert run(config) == whole
+    assert run(make("strict")).keys() == whole.keys()
+
+
+def test_a_full_disk_stops_with_one_line_and_nothing_is_lost(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make("out")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="No space left on device; make room and run"):
+            prepare(config, progress=False)
+    assert run(config) == run(make("fresh"))
+
+
+def _behave(job: tuple[str, str]) -> str:
+    what, path = job
+    if what == "raise":
+        raise KeyError(what)
+    if what == "mistake":
+        raise UserError("yours")
+    if what == "die" or (what == "die once" and not Path(path).exists()):
+        Path(path).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return what.upper()
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_tried_once_more(tmp_path: Path) -> None:
+    jobs = [(what, str(tmp_path / what)) for what in ("a", "die once", "b", "die", "raise", "c")]
+    found = {job[0]: result for job, result in workers.outcomes(_behave, jobs, 2)}
+    assert (found["a"], found["die once"]) == ("A", "DIE ONCE")
+    for name, error in (("die", "ended from outside, twice"), ("raise", "KeyError: 'raise'")):
+        failure = found[name]
+        assert isinstance(failure, workers.Failure)
+        assert error in failure.error
+    with pytest.raises(UserError, match="yours"):
+        list(workers.outcomes(_behave, [("mistake", ""), ("a", "")], 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_twenty_kills_of_the_process_itself_change_nothing(make: Make, num_workers: int) -> None:
+    whole = run(make("whole"))
+    config = make("killed", workers=num_workers)
+    program = (
+        "import sys; from rlpt_data.prepare import PrepareConfig, prepare\n"
+        "if __name__ == '__main__':\n"
+        "    prepare(PrepareConfig.model_validate_json(sys.argv[1]), progress=False)\n"
+    )
+    script = config.out.parent / "run.py"
+    script.write_text(program)
+    command = [sys.executable, str(script), config.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    started = time.monotonic()
+    subprocess.run(
+        [*command[:-1], make("timed", workers=num_workers).model_dump_json()],
+        env=environment,
+        check=True,
+    )
+    seconds = time.monotonic() - started
+    draw, kills = random.Random(num_workers), 0
+    while kills < 20:
+        process = subprocess.Popen(command, env=environment)
+        time.sleep(draw.uniform(0.3, 1.0) * seconds)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        if (config.out / "manifest.json").exists():
+            assert contents(config.out) == whole
+            subprocess.run(["rm", "-r", str(config.out)], check=True)
+    subprocess.run(command, env=environment, check=True)
+    assert contents(config.out) == whole
