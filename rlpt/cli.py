@@ -70,7 +70,7 @@ def cli() -> None:
 
 @cli.group(cls=InOrder)
 def data() -> None:
-    """Corpus -> shards: prepare, inspect, verify."""
+    """Corpus -> shards: prepare, inspect, index, verify."""
 
 
 @data.command()
@@ -113,13 +113,30 @@ def inspect(folder: Path, as_json: bool) -> None:
 
 
 @data.command()
-@folder_argument
+@config_argument
+@set_option
 @json_option
-def verify(folder: Path, as_json: bool) -> None:
-    """Check every checksum and invariant of shards."""
+def index(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Turn the evaluation sets that CONFIG names into an index for decontamination."""
+    from rlpt_data.contamination import IndexConfig, build_index
+    from rlpt_data.strict import load
+
+    conclude(build_index(load(IndexConfig, config, overrides)), as_json)
+
+
+@data.command()
+@folder_argument
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path),
+    help="Compare with this index of evaluation sets instead of the folder's own.",
+)
+@json_option
+def verify(folder: Path, index: Path | None, as_json: bool) -> None:
+    """Check every checksum and invariant of shards, and that no evaluation item is in them."""
     from rlpt_data.shards import verify_folder
 
-    found = verify_folder(folder)
+    found = verify_folder(folder, index)
     click.echo(f"{folder}: every checksum and invariant holds")
     finish(found, as_json)
 

@@ -92,14 +92,12 @@ def _pairs(band: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _joined(label: np.ndarray, first: np.ndarray, member: np.ndarray) -> np.ndarray:
     """Least label of each connected part, by repeated minima along edges and pointer jumping."""
     while len(first):
-        least = np.minimum(label[first], label[member])
-        for side in (label[first], label[member]):
-            # The label's own owner too, so that whole parts move together.
-            np.minimum.at(label, side, least)
-        np.minimum.at(label, first, least)
-        np.minimum.at(label, member, least)
-        while (shorter := label[label]).min(initial=0) >= 0 and (shorter != label).any():
+        one, two = label[first], label[member]
+        # Only the owners of labels move: a text that left its part alone would take the link along.
+        np.minimum.at(label, one, np.minimum(one, two))
+        np.minimum.at(label, two, np.minimum(one, two))
+        while ((shorter := label[label]) != label).any():
             label = shorter
-        open_edges = label[first] != label[member]
-        first, member = first[open_edges], member[open_edges]
+        still = label[first] != label[member]
+        first, member = first[still], member[still]
     return label

@@ -43,6 +43,8 @@ RECIPE = 2
 """Raised whenever the same corpus and configuration would give other bytes than before."""
 MAX_LOSSY_SHARE = 0.01
 FAILED = "failed_unit"
+GENERATED = ("proving",)
+"""Sources whose text is made here: no evaluation item can be in it."""
 
 
 class PrepareConfig(Strict):
@@ -60,6 +62,8 @@ class PrepareConfig(Strict):
     split: SplitConfig = SplitConfig()
     seed: int = 0
     """Of the order of the documents and of the random cuts."""
+    without_decontamination: bool = False
+    """Prepare a corpus that was not compared with evaluation sets."""
     max_documents: int | None = Field(default=None, ge=1)
     """Read no more than this many, in one piece; None: all."""
     shard_bytes: int = Field(default=256 << 20, ge=1)
@@ -91,6 +95,8 @@ def prepare(config: PrepareConfig, overwrite: bool = False, progress: bool = Tru
     False, and for every mistake in corpus or config.
     """
     _check_target(config.out)
+    if config.source.kind not in GENERATED:
+        stages.check_guarded(config.stages, config.without_decontamination)
     units = sources.units(config.source)
     if config.max_documents is not None:
         units = [Unit("all")]
@@ -229,6 +235,7 @@ def _written(
         input_hash=_input_hash(run.plan),
         drops=run.tally.reasons,
         drop_samples=run.tally.samples(),
+        extras=stages.contamination_index(config.stages),
         stages=tuple(run.tally.table(stages.names(config.stages))),
         created_by=_versions(),
     )

@@ -212,15 +212,16 @@ class ShardFolder:
         return split
 
 
-def verify_folder(path: Path) -> dict[str, Any]:
+def verify_folder(path: Path, index: Path | None = None) -> dict[str, Any]:
     """Read every byte: checksums, and every invariant of every row.
 
-    Returns counts of what was checked; raises UserError naming the file and what is wrong.
+    Returns counts of what was checked; raises UserError naming the file and what is wrong. An
+    ``index`` of evaluation sets replaces the folder's own.
     """
     # The checks need the reader above, so they live behind it.
     from rlpt_data.verify import verify
 
-    return verify(path)
+    return verify(path, index)
 
 
 def read_drop_samples(folder: ShardFolder, reason: str) -> list[dict[str, str]]:

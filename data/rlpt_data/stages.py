@@ -5,12 +5,16 @@ decontaminate, pii) run where documents are read; the others after duplicates ar
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from rlpt_data.contamination import FILE, DecontaminateConfig, read_index_bytes
 from rlpt_data.duplicates import AGAIN, EXACT, NEAR, NearDuplicatesConfig
 from rlpt_data.filters import ALWAYS, EXTRACT, READ, Stage
+from rlpt_data.strict import UserError
 
-StageConfig = NearDuplicatesConfig
+StageConfig = Annotated[NearDuplicatesConfig | DecontaminateConfig, Field(discriminator="kind")]
 _LATER = (NEAR, "decontaminate", "pii")
 ENCODE = "encode"
 
@@ -48,6 +52,21 @@ def names(stages: Sequence[Any]) -> list[str]:
     last = [stage.kind for stage in after(stages)]
     again = [AGAIN] if last else []
     return [*first, *middle, EXACT, *near, *last, *again, ENCODE]
+
+
+def contamination_index(stages: Sequence[Any]) -> dict[str, bytes]:
+    """The index of that stage, as a file of the shard folder; empty where there is none."""
+    guard = next((stage for stage in stages if isinstance(stage, DecontaminateConfig)), None)
+    return {FILE: read_index_bytes(guard.index)} if guard else {}
+
+
+def check_guarded(stages: Sequence[Any], waived: bool) -> None:
+    """Refuse a corpus that nobody compared with evaluation sets. Raises UserError."""
+    if not waived and not contamination_index(stages):
+        raise UserError(
+            "[stages]: no decontaminate, so evaluation items may be among the documents; write an "
+            "index with `rlpt data index` and name it, or say without_decontamination = true"
+        )
 
 
 def resources(stages: Sequence[Any]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from typing import Any
 from rlpt_data.documents import Drop
 
 NUM_SAMPLES = 20
+REPORTED = ("contaminated", "failed_unit")
+"""Reasons of which every drop is kept, and no sample only."""
 
 
 @dataclass
@@ -86,5 +88,5 @@ class Tally:
 
     def _keep(self, reason: str, rows: Iterable[tuple[str, str]]) -> None:
         kept = [*self._samples.get(reason, ()), *rows]
-        # Most drops come after the samples that stay: the full list is sorted only when it grew.
-        self._samples[reason] = heapq.nsmallest(NUM_SAMPLES, kept)
+        whole = reason in REPORTED
+        self._samples[reason] = sorted(kept) if whole else heapq.nsmallest(NUM_SAMPLES, kept)

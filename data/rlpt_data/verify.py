@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from rlpt_data.contamination import FILE, Index, read_index_bytes
 from rlpt_data.manifest import NAME, SPLITS, Manifest, digest, digest_file
 from rlpt_data.shards import ANNOTATIONS, CUT_KINDS, Document, ShardFolder
 from rlpt_data.strict import UserError
@@ -12,18 +13,44 @@ from rlpt_data.strict import UserError
 _AGAIN = "run `rlpt data prepare` again"
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """What was checked, as counts. Raises UserError naming the file and the first broken rule."""
+def verify(path: Path, index: Path | None = None) -> dict[str, Any]:
+    """What was checked, as counts. Raises UserError naming the file and the first broken rule.
+
+    Documents are compared with evaluation sets once more: by ``index``, else by the folder's own.
+    """
     folder = ShardFolder.open(path)
     manifest = folder.manifest
     if manifest.hash != manifest.content_hash():
         raise UserError(f"{path / NAME}: was changed after it was written; {_AGAIN}")
     _check_files(path, manifest)
     pieces = folder.token_bytes() if manifest.tokenizer_hash else None
+    contamination = _index(path, index)
     seen: dict[str, str] = {}
     domains: dict[str, str] = {}
     counts = {name: _check_split(folder, name, pieces, seen, domains) for name in SPLITS}
-    return {"path": str(path), "hash": manifest.hash, "files": len(manifest.files)} | counts
+    if contamination is not None:
+        _check_decontaminated(folder, contamination)
+    items = 0 if contamination is None else len(contamination.names)
+    report = {"path": str(path), "hash": manifest.hash, "files": len(manifest.files)}
+    return report | counts | {"evaluation_items": items}
+
+
+def _index(path: Path, given: Path | None) -> Index | None:
+    file = given or path / FILE
+    if given is None and not file.is_file():
+        return None
+    return Index.from_bytes(read_index_bytes(file), str(file))
+
+
+def _check_decontaminated(folder: ShardFolder, index: Index) -> None:
+    for name in SPLITS:
+        counts = folder.manifest.counts.get(name)
+        for document in folder.split(name) if counts and counts.documents else ():
+            if hit := index.hit(document.text):
+                raise UserError(
+                    f"{folder.path}/{name}, document {document.document_id}: holds {hit}; "
+                    "prepare it with a decontaminate stage"
+                )
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:

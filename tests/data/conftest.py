@@ -27,7 +27,8 @@ def configured(tmp_path: Path) -> Callable[..., PrepareConfig]:
 
     def make(toml: str, *overrides: str) -> PrepareConfig:
         path = tmp_path / "prepare.toml"
-        path.write_text(f'out = "{tmp_path}/shards"\n{toml}')
+        head = f'out = "{tmp_path}/shards"\nwithout_decontamination = true\n'
+        path.write_text(head + toml)
         return load(PrepareConfig, path, overrides)
 
     return make

@@ -331,6 +331,7 @@ def test_every_configuration_of_the_repository_parses() -> None:
     from rlpt_data.strict import load
 
     paths = sorted((Path(__file__).parents[2] / "configs/data").glob("*.toml"))
+    paths = [path for path in paths if path.stem != "evaluation_sets"]
     assert [load(PrepareConfig, path).out.name for path in paths] == [p.stem for p in paths]
 
 

@@ -56,6 +56,7 @@ def make(tmp_path: Path) -> Make:
     def config(name: str, **changes: Any) -> PrepareConfig:
         table = {
             "out": tmp_path / name,
+            "without_decontamination": True,
             "source": {"kind": "jsonl", "path": folder},
             "stages": [{"kind": "near-duplicates"}],
             "tokenizer": {"kind": "bpe", "vocab_size": 280},

@@ -26,6 +26,7 @@ def shards_dir(tmp_path_factory) -> Path:
         (folder / "corpus" / f"{n}.txt").write_text("\n\n".join(lines))
     table = {
         "out": str(folder / "shards"),
+        "without_decontamination": True,
         "source": {"kind": "folder", "path": str(folder / "corpus")},
         "tokenizer": {"kind": "bpe", "vocab_size": 300},
     }

@@ -210,7 +210,7 @@ def test_data_commands_prepare_inspect_and_verify_and_find_a_truncated_shard(
         (tmp_path / "pages" / f"{n}.txt").write_text(text)
     config, out = tmp_path / "pages.toml", tmp_path / "shards"
     config.write_text(
-        f'out = "{out}"\n[source]\nkind = "folder"\npath = "{tmp_path / "pages"}"\n'
+        f'out = "{out}"\nwithout_decontamination = true\n[source]\nkind = "folder"\npath = "{tmp_path / "pages"}"\n'
         '[tokenizer]\nkind = "byte"\n[split]\ndev = 0.2\ntest = 0.2\n'
     )
 

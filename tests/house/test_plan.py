@@ -29,6 +29,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "pages" / f"{n}.txt").write_text(f"Page {n}. " * 40)
     pages = f"""
         out = "{folder / "shards"}"
+        without_decontamination = true
         source = {{ kind = "folder", path = "{folder / "pages"}" }}
         tokenizer = {{ kind = "byte" }}
         split = {{ dev = 0.3, test = 0.3 }}

@@ -29,6 +29,7 @@ def made_shards(out: Path, documents: int = 160) -> Path:
         (source / f"{n:03d}.txt").write_text("\n\n".join(lines))
     table = {
         "out": str(out),
+        "without_decontamination": True,
         "source": {"kind": "folder", "path": str(source)},
         "tokenizer": {"kind": "bpe", "vocab_size": 320},
     }

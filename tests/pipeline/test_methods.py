@@ -130,6 +130,7 @@ def test_a_page_that_spells_the_markers_is_plain_text_from_shard_to_report(tmp_p
         (corpus / f"{n:02d}.txt").write_text("\n\n".join(lines))
     table = {
         "out": str(tmp_path / "shards"),
+        "without_decontamination": True,
         "source": {"kind": "folder", "path": str(corpus)},
         "tokenizer": {"kind": "bpe", "vocab_size": 300},
     }

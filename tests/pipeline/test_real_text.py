@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 def shards_of(out: Path, name: str, tokenizer: dict, limit: int) -> Path:
     table = {
         "out": str(out),
+        "without_decontamination": True,
         "source": {"kind": "jsonl", "path": str(CORPUS / name)},
         "max_documents": limit,
         "tokenizer": tokenizer,

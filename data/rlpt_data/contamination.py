@@ -1,0 +1,233 @@
+"""Evaluation sets -> an index of word n-grams; documents that hold an evaluation item are found by it.
+
+Three rules, on lower-case words without punctuation: a run of 13 words of an item; half of an item's
+runs of 8 words; a short item as a whole. Every document that one of them meets is left out.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.filters import drop
+from rlpt_data.manifest import digest
+from rlpt_data.minhash import ngrams, words
+from rlpt_data.strict import Strict, UserError
+
+LONG, SHORT = 13, 8
+LEAST_WORDS = 5
+"""An item of fewer words stands in half the web: it is not looked for."""
+COVERAGE = 0.5
+CONTAMINATED = "contaminated"
+FILE = "contamination.npz"
+"""The index as it lies in a shard folder."""
+
+
+class EvaluationSet(Strict):
+    name: str
+    path: Path
+    """JSON lines (plain, gzip, zstd) or Parquet."""
+    fields: tuple[str, ...]
+    """Their texts, one after the other, are the item."""
+
+
+class IndexConfig(Strict):
+    """What `rlpt data index` reads from its TOML."""
+
+    out: Path
+    """The .npz file to write."""
+    sets: tuple[EvaluationSet, ...] = Field(min_length=1)
+
+
+class DecontaminateConfig(Strict):
+    """Drop documents that hold an item of an evaluation set."""
+
+    kind: Literal["decontaminate"]
+    index: Path
+    """Written by `rlpt data index`."""
+
+    def resources(self) -> dict[str, str]:
+        return {"decontaminate": digest(read_index_bytes(self.index))}
+
+    def build(self) -> Callable[[SourceDocument], SourceDocument | Drop]:
+        index = Index.from_bytes(read_index_bytes(self.index), str(self.index))
+
+        def stage(document: SourceDocument) -> SourceDocument | Drop:
+            hit = index.hit(document.text)
+            return document if hit is None else drop(document, CONTAMINATED, str(hit))
+
+        return stage
+
+
+def read_index_bytes(path: Path) -> bytes:
+    """Raises UserError when there is no such file."""
+    if not path.is_file():
+        raise UserError(f"[stages] index = {path}: no such file; write it with `rlpt data index`")
+    return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Which item a text holds, by which rule."""
+
+    item: str
+    """set#number"""
+    rule: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.item} by {self.rule}: {self.words}"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """(gram, item) pairs, sorted by gram."""
+
+    grams: np.ndarray
+    items: np.ndarray
+
+    def found(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For every occurrence of a gram of the table: its place in ``grams``, its item."""
+        start = np.searchsorted(self.grams, grams, side="left")
+        stop = np.searchsorted(self.grams, grams, side="right")
+        hit = np.flatnonzero(stop > start)
+        counts = (stop - start)[hit]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(hit, counts), self.items[np.repeat(start[hit], counts) + within]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[int, np.ndarray]]) -> "_Table":
+        rows = [(item, np.unique(grams)) for item, grams in pairs]
+        grams = np.concatenate([g for _, g in rows]) if rows else np.zeros(0, np.uint64)
+        items = np.repeat([item for item, _ in rows], [len(g) for _, g in rows]).astype(np.int64)
+        order = np.lexsort((items, grams))
+        return cls(grams[order], items[order])
+
+
+class Index:
+    """Finds evaluation items in texts."""
+
+    def __init__(self, names: list[str], tables: Mapping[int, _Table], sizes: np.ndarray) -> None:
+        self.names = names
+        """Of every item."""
+        self._tables = tables
+        """0: the rule of coverage; n: runs of n words, any of which is a hit."""
+        self._sizes = sizes
+        """Distinct runs of 8 words of every item."""
+
+    @classmethod
+    def of(cls, items: Mapping[str, str]) -> "Index":
+        """Of items by name. Those under LEAST_WORDS words cannot be found."""
+        tokens = [words(text) for text in items.values()]
+        long = [(n, ngrams(t, LONG)) for n, t in enumerate(tokens) if len(t) >= LONG]
+        parts = {n: np.unique(ngrams(t, SHORT)) for n, t in enumerate(tokens) if len(t) >= LONG}
+        tables = {LONG: _Table.of(long), 0: _Table.of(parts.items())}
+        for size in range(LEAST_WORDS, LONG):
+            whole = [(n, ngrams(t, size)) for n, t in enumerate(tokens) if len(t) == size]
+            if whole:
+                tables[size] = _Table.of(whole)
+        sizes = np.array([len(parts.get(n, ())) for n in range(len(tokens))], np.int64)
+        return cls(list(items), tables, sizes)
+
+    def hit(self, text: str) -> Hit | None:
+        """The first item found in a text, or None."""
+        tokens = words(text)
+        for size, table in sorted(self._tables.items(), reverse=True):
+            if size and len(tokens) >= size:
+                places, items = table.found(ngrams(tokens, size))
+                if len(places):
+                    rule = f"{size} words" if size == LONG else f"all its {size} words"
+                    return self._hit(int(items[0]), rule, tokens, int(places[0]), size)
+        return self._covered(tokens)
+
+    def _covered(self, tokens: list[str]) -> Hit | None:
+        if len(tokens) < SHORT:
+            return None
+        grams, first = np.unique(ngrams(tokens, SHORT), return_index=True)
+        places, items = self._tables[0].found(grams)
+        counts = np.bincount(items, minlength=len(self.names))
+        share = counts / np.maximum(1, self._sizes)
+        best = int(share.argmax()) if len(share) else 0
+        if not len(items) or share[best] < COVERAGE:
+            return None
+        rule = f"{share[best]:.0%} of its runs of {SHORT} words"
+        return self._hit(best, rule, tokens, int(first[places[items == best]].min()), SHORT)
+
+    def _hit(self, item: int, rule: str, tokens: list[str], place: int, size: int) -> Hit:
+        return Hit(self.names[item], rule, " ".join(tokens[place : place + size]))
+
+    def to_bytes(self) -> bytes:
+        """A .npz file; equal indexes are equal bytes."""
+        arrays = {
+            "sizes": self._sizes,
+            "names": np.frombuffer(json.dumps(self.names).encode(), "u1"),
+        }
+        for size, table in self._tables.items():
+            arrays |= {f"grams{size}": table.grams, f"items{size}": table.items}
+        file = io.BytesIO()
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "Index":
+        """Raises UserError when this is no index."""
+        try:
+            found = np.load(io.BytesIO(data))
+            sizes = [int(name.removeprefix("grams")) for name in found if name.startswith("grams")]
+            tables = {n: _Table(found[f"grams{n}"], found[f"items{n}"]) for n in sizes}
+            return cls(json.loads(found["names"].tobytes()), tables, found["sizes"])
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"{where}: no index ({error}); write it with `rlpt data index`"
+            ) from error
+
+
+def build_index(config: IndexConfig) -> dict[str, Any]:
+    """Write the index file; how many items of every set it can find."""
+    items: dict[str, str] = {}
+    report: dict[str, Any] = {}
+    for chosen in config.sets:
+        found = dict(_items(chosen))
+        short = sum(len(words(text)) < LEAST_WORDS for text in found.values())
+        report[chosen.name] = {"items": len(found), "too_short": short}
+        items |= found
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    data = Index.of(items).to_bytes()
+    partial = config.out.with_name(f"{config.out.name}.partial")
+    partial.write_bytes(data)
+    partial.rename(config.out)
+    return {"out": str(config.out), "blake2b": digest(data), "sets": report}
+
+
+def _items(chosen: EvaluationSet) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(_rows(chosen)):
+        missing = [name for name in chosen.fields if not isinstance(row.get(name), str)]
+        if missing:
+            raise UserError(
+                f"{chosen.path}, item {number}: no text in {', '.join(missing)}; "
+                f"its fields are {', '.join(row)}"
+            )
+        yield f"{chosen.name}#{number}", "\n".join(row[name] for name in chosen.fields)
+
+
+def _rows(chosen: EvaluationSet) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    from rlpt_data.sources import files
+
+    if not chosen.path.is_file():
+        raise UserError(f"[sets] path = {chosen.path}: no such file; correct the path")
+    if chosen.path.suffix == ".parquet":
+        yield from pq.read_table(chosen.path, columns=list(chosen.fields)).to_pylist()
+        return
+    for item in files.lines(chosen.path):
+        if isinstance(item, Drop):
+            raise UserError(f"{item.where}: {item.detail}; an index needs every item")
+        if item[1].strip():
+            yield json.loads(item[1])
