@@ -70,7 +70,7 @@ def cli() -> None:
 
 @cli.group(cls=InOrder)
 def data() -> None:
-    """Corpus -> shards: prepare, inspect, index, verify."""
+    """Corpus -> shards: prepare, inspect, index, annotate, verify."""
 
 
 @data.command()
@@ -122,6 +122,20 @@ def index(config: Path, overrides: Sequence[str], as_json: bool) -> None:
     from rlpt_data.strict import load
 
     conclude(build_index(load(IndexConfig, config, overrides)), as_json)
+
+
+@data.command()
+@folder_argument
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="A model folder.")
+@click.option("--window", default=512, show_default=True, help="Tokens the proxy sees at once.")
+@click.option("--short-window", default=32, show_default=True, help="The same for short_loss.")
+@json_option
+def annotate(folder: Path, model: Path, window: int, short_window: int, as_json: bool) -> None:
+    """Add a proxy model's entropy, loss and rank of every token, as sidecars of the shards."""
+    from rlpt.annotate import annotate as annotate_shards
+
+    found = annotate_shards(folder, model, window=window, short_window=short_window)
+    conclude(found, as_json)
 
 
 @data.command()

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import Strict
 
-CutKind = Literal["supplied", "sentence", "paragraph", "random"]
+CutKind = Literal["supplied", "sentence", "paragraph", "random", "every", "annotated"]
 Control = Literal[
     "empty", "filler", "context_copy", "other_document", "shuffled", "wrong_target", "null"
 ]
@@ -23,6 +24,8 @@ class DataConfig(Strict):
     """Folder written by `rlpt data prepare`."""
     domains: tuple[str, ...] = ()
     """Train only on these domains; empty means all."""
+    cuts: AnnotatedCuts | None = None
+    """Choose the cuts of the RL stages by a proxy model's annotations; None: those of the shards."""
 
 
 class FreshPolicy(Strict):
@@ -88,7 +91,14 @@ class PromptConfig(Strict):
     horizon_tokens: Positive = 8
     """Length of the held-out continuation."""
     cuts_per_document: Positive = 1
-    cut_kinds: tuple[CutKind, ...] = ("supplied", "sentence", "paragraph", "random")
+    cut_kinds: tuple[CutKind, ...] = (
+        "supplied",
+        "sentence",
+        "paragraph",
+        "random",
+        "every",
+        "annotated",
+    )
 
     @model_validator(mode="after")
     def _context_fits(self) -> "PromptConfig":

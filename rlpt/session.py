@@ -195,7 +195,11 @@ class Session:
     def _rl(self, stage: RLStage, learner: Learner) -> Work:
         cfg = self.cfg
         stream = prompt_stream(
-            self.shards.split("train"), cfg.prompts, cfg.seed, stage.name, cfg.data.domains
+            self.shards.split("train", cfg.data.cuts),
+            cfg.prompts,
+            cfg.seed,
+            stage.name,
+            cfg.data.domains,
         )
         frozen = self._copy() if "frozen" in stage.reward.replicas else None
         own = longest_branch(cfg.prompts, cfg.thought) - cfg.prompts.context_tokens

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8, UInt32
+from jaxtyping import Int64, UInt8, UInt32
 from pydantic import Field
 
 from rlpt_data.shards import CUT_KINDS
@@ -28,10 +28,11 @@ _SENTENCE = re.compile(
 )
 _PARAGRAPH = re.compile(rb"(?<=\S)(?=[^\S\n]*\n[^\S\n]*\n)")
 _WORD = re.compile(rb"(?<=\S)(?=\s)")
+_FENCE = re.compile(rb"^(```+|~~~+)[^\n]*\n.*?(?:^\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
 
 
 class CutsConfig(Strict):
-    kinds: tuple[Literal["sentence", "paragraph", "random"], ...] = (
+    kinds: tuple[Literal["sentence", "paragraph", "random", "every"], ...] = (
         "sentence",
         "paragraph",
         "random",
@@ -41,8 +42,20 @@ class CutsConfig(Strict):
     """Tokens before a cut, at least."""
     min_continuation: int = Field(default=32, ge=1)
     """Tokens after a cut, at least."""
+    min_continuation_bytes: int = Field(default=0, ge=0)
+    """Bytes of text after a cut, at least."""
+    min_continuation_sentences: int = Field(default=0, ge=0)
+    """Ends of sentences after a cut, at least."""
     random_every: int = Field(default=32, ge=1)
     """One random candidate for about this many tokens."""
+    every: int = Field(default=64, ge=1)
+    """For the kind `every`: the first place at or after each multiple of so many tokens."""
+    code_fences: bool = True
+    """Also cut inside fenced code."""
+    per_document: int | None = Field(default=None, ge=1)
+    """Keep so many of a document's candidates, drawn by (seed, document); None: all."""
+    per_domain: int | None = Field(default=None, ge=1)
+    """About so many cuts a domain: its documents share them; those left without one are dropped."""
 
 
 def candidates(
@@ -51,20 +64,58 @@ def candidates(
     document_id: str,
     config: CutsConfig,
     seed: int,
+    limit: int | None = None,
 ) -> tuple[UInt32[np.ndarray, " K"], UInt8[np.ndarray, " K"]]:
-    """Token positions, increasing, and the kind of each.
+    """Token positions, increasing, and the kind of each; no more than ``limit``.
 
-    Where two kinds meet the first of paragraph, sentence, random names the cut.
+    Where two kinds meet the first of paragraph, sentence, every, random names the cut.
     """
-    words = _positions(_matches(_WORD, text), offsets, config)
+    words = word_cuts(text, offsets, config)
     # Later kinds overwrite earlier ones: the most telling name last.
     found = dict.fromkeys(_random(words, len(offsets) - 1, document_id, config, seed), "random")
+    if "every" in config.kinds:
+        found |= dict.fromkeys(_regular(words, config.every), "every")
+    allowed = set(words.tolist())
     for kind, pattern in (("sentence", _SENTENCE), ("paragraph", _PARAGRAPH)):
         ends = _positions(_matches(pattern, text), offsets, config)
-        found |= dict.fromkeys(ends.tolist(), kind)
+        found |= dict.fromkeys((end for end in ends.tolist() if end in allowed), kind)
     kept = sorted(cut for cut, kind in found.items() if kind in config.kinds)
+    least = min((n for n in (config.per_document, limit) if n is not None), default=len(kept))
+    if least < len(kept):
+        draw = _generator(f"caps/{seed}/{document_id}")
+        kept = sorted(draw.choice(kept, least, replace=False).tolist())
     kinds = [CUT_KINDS.index(found[cut]) for cut in kept]
     return np.array(kept, np.uint32), np.array(kinds, np.uint8)
+
+
+def word_cuts(
+    text: bytes, offsets: UInt32[np.ndarray, " edges"], config: CutsConfig
+) -> Int64[np.ndarray, " K"]:
+    """Every position where a cut may lie at all, as tokens: before whitespace, so inside no URL, no
+    address and no grapheme; with enough text on both sides; outside code where that is asked for.
+    """
+    places = _matches(_WORD, text)
+    if not config.code_fences:
+        inside = np.zeros(len(places), bool)
+        for fence in _FENCE.finditer(text):
+            inside |= (places > fence.start()) & (places < fence.end())
+        places = places[~inside]
+    places = places[places <= len(text) - config.min_continuation_bytes]
+    if config.min_continuation_sentences:
+        ends = np.append(_matches(_SENTENCE, text), len(text))
+        last = ends[-config.min_continuation_sentences - 1 :]
+        enough = len(ends) > config.min_continuation_sentences
+        places = places[places <= (last[0] if enough else -1)]
+    return _positions(places, offsets, config)
+
+
+def _regular(words: np.ndarray, every: int) -> list[int]:
+    """The first position at or after every multiple; one that passes the next multiple is left out."""
+    if not len(words):
+        return []
+    marks = np.arange(every, int(words[-1]) + 1, every)
+    at = words[np.searchsorted(words, marks)]
+    return at[at < marks + every].tolist()
 
 
 def token_positions(
@@ -92,7 +143,10 @@ def _random(
 ) -> list[int]:
     if "random" not in config.kinds or not len(words):
         return []
-    key = hashlib.blake2b(f"cuts/{seed}/{document_id}".encode(), digest_size=16).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))
     count = min(len(words), 1 + num_tokens // config.random_every)
-    return generator.choice(words, count, replace=False).tolist()
+    return _generator(f"cuts/{seed}/{document_id}").choice(words, count, replace=False).tolist()
+
+
+def _generator(purpose: str) -> np.random.Generator:
+    key = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "big")))

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64
 
 from rlpt_data.documents import SourceDocument
 from rlpt_data.manifest import SPLITS, digest
+from rlpt_data.rows import NO_LIMIT
 from rlpt_data.split import SplitConfig, check_sides, unit_of
 from rlpt_data.store import Store, padded
 
@@ -28,13 +30,16 @@ class Order:
     places: np.ndarray
     """(documents, 2): the number of the store, the row in it."""
     text_bytes: np.ndarray
+    limits: np.ndarray
+    """Cuts that each document may have."""
 
     def documents(self, stores: Sequence[Store]) -> Iterator[SourceDocument]:
         return (stores[number][row] for number, row in self.places.tolist())
 
     def save(self, folder: Path) -> Path:
+        """(documents, 3): store, row, limit of cuts."""
         path = folder / f"order-{self.split}.npy"
-        np.save(path, self.places)
+        np.save(path, np.column_stack([self.places, self.limits]))
         return path
 
     def shards(self, shard_bytes: int, num_shards: int | None) -> list[tuple[int, int]]:
@@ -49,7 +54,11 @@ class Order:
 
 
 def ordered(
-    stores: Sequence[Store], kept: Sequence[np.ndarray], config: SplitConfig, seed: int
+    stores: Sequence[Store],
+    kept: Sequence[np.ndarray],
+    config: SplitConfig,
+    seed: int,
+    per_domain: int | None = None,
 ) -> tuple[list[Order], Literal["domain", "document", "source"]]:
     """The order of every side, and the unit of the split.
 
@@ -64,12 +73,34 @@ def ordered(
     sizes: dict[str, int] = dict(zip(SPLITS, counted, strict=True))
     check_sides(sizes, config, "source" if index["given"].all() else unit)
     ranks = np.array([rank(seed, padded(key).hex()) for key in index["id"]], "S32")
+    limits = domain_limits(index["domain"], ranks, per_domain)
     found = []
     for number, split in enumerate(SPLITS):
         here = np.flatnonzero(sides == number)
         here = here[np.argsort(ranks[here], kind="stable")]
-        found.append(Order(split, places[here], index["text_bytes"][here].astype(np.int64)))
+        sizes_here = index["text_bytes"][here].astype(np.int64)
+        found.append(Order(split, places[here], sizes_here, limits[here]))
     return found, "source" if index["given"].all() else unit
+
+
+def domain_limits(
+    domains: np.ndarray, ranks: np.ndarray, per_domain: int | None
+) -> Int64[np.ndarray, " N"]:
+    """How many cuts each document may have so that its domain has ``per_domain``.
+
+    A domain's documents, by rank, get equal shares, the first of them one more; documents whose
+    domain is unknown are not limited.
+    """
+    if per_domain is None:
+        return np.full(len(domains), NO_LIMIT, np.int64)
+    order = np.lexsort((ranks, domains))
+    _, starts, counts = np.unique(domains[order], return_index=True, return_counts=True)
+    place = np.arange(len(order)) - np.repeat(starts, counts)
+    share, rest = np.divmod(per_domain, np.repeat(counts, counts))
+    limits = np.empty(len(order), np.int64)
+    limits[order] = share + (place < rest)
+    limits[domains == 0] = NO_LIMIT
+    return limits
 
 
 def rank(seed: int, key: str) -> str:

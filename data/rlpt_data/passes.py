@@ -102,7 +102,7 @@ class EncodeJob:
     target: Path
     stores: tuple[Path, ...]
     order: Path
-    """A .npy file: (documents, 2), the number of the store and the row in it."""
+    """A .npy file: (documents, 3), the number of the store, the row in it, the limit of cuts."""
     start: int
     stop: int
     tokenizer: Path
@@ -119,8 +119,11 @@ def encode(job: EncodeJob) -> Done:
     partial = job.target.with_name(f"{job.target.name}.{os.getpid()}")
     stores = [Store(path) for path in job.stores]
     with ShardWriter(partial) as writer:
+        at = 0
         for batch in batches(_documents(stores, places)):
-            for row in maker.rows(batch):
+            limits = places[at : at + len(batch), 2].tolist()
+            at += len(batch)
+            for row in maker.rows(batch, limits):
                 tally.enter(stages.ENCODE)
                 if isinstance(row, Document):
                     writer.add(row)
@@ -135,7 +138,7 @@ def encode(job: EncodeJob) -> Done:
 
 
 def _documents(stores: list[Store], places: np.ndarray) -> Iterator[tuple[str, SourceDocument]]:
-    for number, row in places.tolist():
+    for number, row, _ in places.tolist():
         store = stores[number]
         yield padded(store.index["id"][row]).hex(), store[row]
 

@@ -115,7 +115,8 @@ def _prepared(run: _Run) -> Manifest:
     read = _read(run)
     stores, basis = _cleaned(run, *read)
     kept = survivors(stores, None, run.tally, AGAIN) if stages.after(run.config.stages) else read[1]
-    orders, unit = ordered(stores, kept, run.config.split, run.config.seed)
+    config = run.config
+    orders, unit = ordered(stores, kept, config.split, config.seed, config.cuts.per_domain)
     tokenizer = _tokenizer(run, stores, orders)
     entries = _encoded(run, stores, orders, basis)
     return _written(run, tokenizer, unit, entries)

@@ -14,6 +14,9 @@ from rlpt_data.split import domain_of
 from rlpt_data.strict import UserError
 from rlpt_data.tokenizer import PlainTokenizer
 
+NO_LIMIT = 1 << 31
+"""Of the number of cuts."""
+
 
 @dataclass(frozen=True)
 class RowMaker:
@@ -23,24 +26,34 @@ class RowMaker:
     cuts: CutsConfig
     seed: int
 
-    def rows(self, batch: Sequence[tuple[str, SourceDocument]]) -> list[Document | Drop]:
-        """(document id, document) pairs -> rows or drops, in the same order."""
+    def rows(
+        self,
+        batch: Sequence[tuple[str, SourceDocument]],
+        limits: Sequence[int] | None = None,
+    ) -> list[Document | Drop]:
+        """(document id, document) pairs -> rows or drops, in the same order.
+
+        ``limits``: how many cuts each document may have; one with none is a drop.
+        """
         encoded = self.tokenizer.encode([document.text for _, document in batch])
+        limits = [NO_LIMIT] * len(batch) if limits is None else limits
         return [
-            self._row(key, document, ids)
-            for (key, document), ids in zip(batch, encoded, strict=True)
+            self._row(key, document, ids, limit)
+            for (key, document), ids, limit in zip(batch, encoded, limits, strict=True)
         ]
 
     def _row(
-        self, key: str, document: SourceDocument, ids: UInt32[np.ndarray, " T"]
+        self, key: str, document: SourceDocument, ids: UInt32[np.ndarray, " T"], limit: int
     ) -> Document | Drop:
         text = document.text.encode()
+        if limit == 0:
+            return drop(document, "domain_cap")
         if self.tokenizer.decode(ids) != text:
             return drop(document, "not_lossless")
         if not document.cuts and len(ids) < self.cuts.min_context + self.cuts.min_continuation:
             return drop(document, "too_short")
         offsets = self.tokenizer.offsets(ids)
-        found = self._cuts(key, document, text, offsets)
+        found = self._cuts(key, document, text, offsets, limit)
         if isinstance(found, Drop):
             return found
         thoughts = self._thoughts(document, text, offsets)
@@ -63,10 +76,10 @@ class RowMaker:
         )
 
     def _cuts(
-        self, key: str, document: SourceDocument, text: bytes, offsets: np.ndarray
+        self, key: str, document: SourceDocument, text: bytes, offsets: np.ndarray, limit: int
     ) -> tuple[UInt32[np.ndarray, " K"], UInt8[np.ndarray, " K"]] | Drop:
         if not document.cuts:
-            found = candidates(text, offsets, key, self.cuts, self.seed)
+            found = candidates(text, offsets, key, self.cuts, self.seed, limit)
             return found if len(found[0]) else drop(document, "no_cut")
         places = sorted(set(document.cuts))
         _check_inside(document, "cut", places, len(text))

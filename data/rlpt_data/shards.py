@@ -19,6 +19,7 @@ import pyarrow as pa
 from jaxtyping import Int64, UInt8, UInt32
 
 from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, digest_file, read_manifest
+from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import UserError
 from rlpt_data.token_bytes import token_bytes
 
@@ -33,10 +34,11 @@ __all__ = [
     "ShardFolder",
     "Split",
     "Thought",
+    "token_bytes",
     "verify_folder",
 ]
 
-CUT_KINDS = ("supplied", "sentence", "paragraph", "random")
+CUT_KINDS = ("supplied", "sentence", "paragraph", "random", "every", "annotated")
 TOKENIZER = "tokenizer.json"
 ANNOTATIONS = "annotations"
 """Where sidecar files go: the one place in a folder that may grow after it was written."""
@@ -201,15 +203,31 @@ class ShardFolder:
 
         return PlainTokenizer.read(self.tokenizer_path).encode([text])[0]
 
-    def split(self, name: str) -> Split:
-        """One of train, dev and test. Raises UserError when it is unknown or empty."""
+    def shard_files(self) -> dict[str, str]:
+        """Every file with documents and its checksum."""
+        entries = [e for e in self.manifest.files if e.path.endswith(".arrow")]
+        return {entry.path: entry.blake2b for entry in entries}
+
+    def file(self, name: str) -> Split:
+        """The documents of one file."""
+        return Split(name, [self.path / name])
+
+    def split(self, name: str, query: AnnotatedCuts | None = None) -> Split:
+        """One of train, dev and test. Raises UserError when it is unknown or empty.
+
+        With a query the cuts are those it selects, from the annotations of the folder.
+        """
         if name not in SPLITS:
             raise UserError(f"{self.path}: no split {name!r}; valid: {', '.join(SPLITS)}")
         entries = [e for e in self.manifest.files if e.path.startswith(f"{name}/")]
         split = Split(name, [self.path / entry.path for entry in entries])
         if not len(split):
             raise UserError(f"{self.path}: split {name!r} is empty; prepare it with [split] {name}")
-        return split
+        if query is None:
+            return split
+        from rlpt_data.annotated import AnnotatedSplit
+
+        return AnnotatedSplit(self, name, query)
 
 
 def verify_folder(path: Path, index: Path | None = None) -> dict[str, Any]:

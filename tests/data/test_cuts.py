@@ -1,6 +1,7 @@
 """Cuts lie before whitespace, on token boundaries, and depend on the document alone."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,3 +115,65 @@ def test_long_runs_of_whitespace_take_linear_time() -> None:
     """A quadratic scan of this text would take minutes."""
     text = "a" + " " * 300_000 + "b." + "*" * 300_000 + "\n" * 200_000 + "C"
     assert cut(text, kinds_only("paragraph")) == {600_003: "paragraph"}
+
+
+def test_regular_cuts_are_the_first_place_from_each_multiple_on() -> None:
+    text = "aaa bbb ccc ddd eee fff ggg " + "h" * 30 + " end"
+    config = CutsConfig(kinds=("every",), min_context=1, min_continuation=1, every=10)
+    # Places before spaces: 3 7 11 15 19 23 27 58; the one after 30 lies beyond 40.
+    assert cut(text, config) == {11: "every", 23: "every", 58: "every"}
+
+
+def test_no_cut_lies_in_fenced_code_where_that_is_asked_for() -> None:
+    text = "Some words. Here:\n\n```python\nx = 1\ny = [a, b]\n```\n\nMore words follow here. End"
+    inside = range(text.index("```"), text.rindex("```"))
+    config = LOOSE.model_copy(update={"random_every": 1})
+    assert set(cut(text, config)) & set(inside)
+    found = set(cut(text, config.model_copy(update={"code_fences": False})))
+    assert found
+    assert not found & set(inside)
+    unclosed = "One two.\n\n~~~\ncode code code"
+    assert max(cut(unclosed, config.model_copy(update={"code_fences": False}))) == 8
+
+
+def test_enough_bytes_and_sentences_follow_a_cut() -> None:
+    text = "One here. Two here. Three here. Four here."
+    ends = {"min_continuation_sentences": 2, "random_every": 1}
+    # The end of the text closes its last sentence.
+    assert max(cut(text, LOOSE.model_copy(update=ends))) == text.index(" Three")
+    assert cut("One here", LOOSE.model_copy(update=ends)) == {}
+    bytes_ = {"min_continuation_bytes": 20, "random_every": 1}
+    assert max(cut(text, LOOSE.model_copy(update=bytes_))) == text.index(" Three")
+
+
+def test_a_cap_keeps_some_of_the_same_cuts() -> None:
+    text = "Many words stand here. " * 30
+    everything = cut(text, LOOSE)
+    few = cut(text, LOOSE.model_copy(update={"per_document": 5}))
+    assert len(few) == 5
+    assert few.items() <= everything.items()
+    assert few == cut(text, LOOSE.model_copy(update={"per_document": 5}))
+
+
+def test_a_domain_has_as_many_cuts_as_it_may() -> None:
+    from rlpt_data.order import domain_limits
+    from rlpt_data.rows import NO_LIMIT
+
+    domains = np.array([7, 7, 7, 9, 0, 7], np.uint64)
+    ranks = np.array(["d", "b", "a", "x", "y", "c"], "S32")
+    assert domain_limits(domains, ranks, 10).tolist() == [2, 3, 3, 10, NO_LIMIT, 2]
+    assert domain_limits(domains, ranks, 2).tolist() == [0, 1, 1, 2, NO_LIMIT, 0]
+    assert (domain_limits(domains, ranks, None) == NO_LIMIT).all()
+
+
+@given(st.text(alphabet="ab \u0301\u200d\U0001f469\U0001f52c.\r\n\t:/@é", max_size=80))
+@settings(max_examples=200, deadline=None)
+def test_no_cut_divides_a_grapheme_an_address_or_a_link(noise: str) -> None:
+    regex = pytest.importorskip("regex")
+    text = f"See https://a.org/x?y=1#z now, mail me.too@a.org or {noise} 10.0.0.1 then 👩‍🔬 end"
+    data = text.encode()
+    units = r"\X|https?://\S+|\S+@\S+\.\w+|\d+(?:\.\d+){3}"
+    for at in cut(text, LOOSE.model_copy(update={"random_every": 1})):
+        place = len(data[:at].decode())
+        for match in regex.finditer(units, text, overlapped=True):
+            assert not match.start() < place < match.end(), (place, match)

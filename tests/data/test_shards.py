@@ -248,7 +248,7 @@ def test_a_file_with_other_columns_is_refused(tmp_path: Path) -> None:
         ({"cuts": u32(3, 2)}, "cuts do not increase inside the document"),
         ({"cuts": u32(0, 2)}, "cuts do not increase inside the document"),
         ({"cuts": u32(2, 5)}, "cuts do not increase inside the document"),
-        ({"cut_kinds": np.array([1, 4], np.uint8)}, "cut kinds do not match the cuts"),
+        ({"cut_kinds": np.array([1, 9], np.uint8)}, "cut kinds do not match the cuts"),
         ({"target_spans": ((2, 4), (0, 1))}, "target spans overlap or lie outside"),
         ({"target_spans": ((2, 6),)}, "target spans overlap or lie outside"),
     ],
