@@ -9,12 +9,23 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from rlpt_data.choosing import LanguageConfig, UrlBlockListConfig
 from rlpt_data.contamination import FILE, DecontaminateConfig, read_index_bytes
 from rlpt_data.duplicates import AGAIN, EXACT, NEAR, NearDuplicatesConfig
 from rlpt_data.filters import ALWAYS, EXTRACT, READ, Stage
+from rlpt_data.pii import PiiConfig
+from rlpt_data.quality import QualityConfig
 from rlpt_data.strict import UserError
 
-StageConfig = Annotated[NearDuplicatesConfig | DecontaminateConfig, Field(discriminator="kind")]
+StageConfig = Annotated[
+    UrlBlockListConfig
+    | LanguageConfig
+    | QualityConfig
+    | NearDuplicatesConfig
+    | DecontaminateConfig
+    | PiiConfig,
+    Field(discriminator="kind"),
+]
 _LATER = (NEAR, "decontaminate", "pii")
 ENCODE = "encode"
 

@@ -96,7 +96,7 @@ def test_usable_documents_are_those_with_an_eligible_cut_and_none_is_decoded_to_
     cfg = PromptConfig(min_context_tokens=least, horizon_tokens=horizon, cut_kinds=kinds)
     split = shards.split("train")
     expected = [n for n, document in enumerate(split) if len(eligible_cuts(document, cfg))]
-    assert len(kinds) == 4 or 0 < len(expected) < len(split)
+    assert len(kinds) == 6 or 0 < len(expected) < len(split)
 
     def decoded(*_: object) -> None:
         raise AssertionError("a document was decoded")

@@ -1,0 +1,120 @@
+"""Stages that choose documents by where they are from and what language they are in.
+
+Lists and models are local files that the configuration names; nothing is ever downloaded.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.filters import drop
+from rlpt_data.manifest import digest_file
+from rlpt_data.sources import files
+from rlpt_data.strict import Strict, UserError
+
+Stage = Callable[[SourceDocument], SourceDocument | Drop]
+
+
+class UrlBlockListConfig(Strict):
+    """Drop documents from listed hosts, hosts below them, and listed URLs."""
+
+    kind: Literal["url-blocklist"]
+    path: Path
+    """A file of lines, plain or compressed: a host, a URL, or a # comment."""
+
+    def resources(self) -> dict[str, str]:
+        return {"url-blocklist": _hash(self.path, "url-blocklist")}
+
+    def build(self) -> Stage:
+        listed = frozenset(_lines(self.path))
+
+        def stage(document: SourceDocument) -> SourceDocument | Drop:
+            found = next((name for name in _names(document.url or "") if name in listed), None)
+            return document if found is None else drop(document, "blocked_url", found)
+
+        return stage
+
+
+def _lines(path: Path) -> list[str]:
+    found = [item for item in files.lines(path) if not isinstance(item, Drop)]
+    texts = [line.decode(errors="replace").strip().lower() for _, line in found]
+    return [text.rstrip("/") for text in texts if text and not text.startswith("#")]
+
+
+def _names(url: str) -> list[str]:
+    """What of a URL can be listed: itself with and without scheme, its host and all above it."""
+    try:
+        parts = urlsplit(url.lower())
+        host = parts.hostname or ""
+    except ValueError:
+        return [url.lower()]
+    labels = host.split(".")
+    above = [".".join(labels[at:]) for at in range(len(labels))]
+    plain = url.lower().rstrip("/")
+    return [plain, plain.partition("://")[2], *above]
+
+
+class LanguageConfig(Strict):
+    """Keep documents in some languages."""
+
+    kind: Literal["language"]
+    languages: tuple[str, ...] = Field(min_length=1)
+    """ISO 639-1, as en. There is no default: a corpus is in the languages somebody chose."""
+    model: Path | None = None
+    """A fastText model (lid.176.bin); None: resiliparse's detector, which needs no file."""
+    min_score: float = Field(default=0.65, ge=0.0, le=1.0)
+    """Of a fastText model: a document whose language is less sure is dropped."""
+    max_distance: int = Field(default=1200, ge=0)
+    """Of resiliparse: a document farther from every known language is dropped."""
+
+    def resources(self) -> dict[str, str]:
+        return {"language": _hash(self.model, "language")} if self.model else {}
+
+    def build(self) -> Stage:
+        detect = _fasttext(self.model, self.min_score) if self.model else _fast(self.max_distance)
+
+        def stage(document: SourceDocument) -> SourceDocument | Drop:
+            language = detect(document.text)
+            if language in self.languages:
+                return document
+            return drop(document, "language", f"{language}: {document.text[:120]}")
+
+        return stage
+
+
+def _fast(max_distance: int) -> Callable[[str], str]:
+    try:
+        from resiliparse.parse.lang import (
+            detect_fast,  # pyright: ignore[reportMissingModuleSource]  # compiled
+        )
+    except ImportError as error:
+        raise UserError("[stages] language needs resiliparse; pip install 'rlpt[data]'") from error
+    return lambda text: detect_fast(text, cutoff=max_distance)[0]
+
+
+def _fasttext(model: Path, min_score: float) -> Callable[[str], str]:
+    try:
+        import fasttext  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            "[stages] language: a model needs fasttext; pip install fasttext-numpy2-wheel, or leave "
+            "model out"
+        ) from error
+    loaded = fasttext.load_model(str(model))
+
+    def detect(text: str) -> str:
+        labels, scores = loaded.predict(text.replace("\n", " "))
+        name = labels[0].removeprefix("__label__")
+        return name if scores[0] >= min_score else f"unsure ({name})"
+
+    return detect
+
+
+def _hash(path: Path, stage: str) -> str:
+    if not path.is_file():
+        raise UserError(f"[stages] {stage}: {path}: no such file; correct the path")
+    return digest_file(path)
