@@ -113,7 +113,7 @@ class EncodeJob:
 def encode(job: EncodeJob) -> Done:
     """Write a shard row by row; what cannot be encoded or cut is a drop."""
     tally = Tally()
-    tokenizer = PlainTokenizer.read(job.tokenizer)
+    tokenizer = PlainTokenizer.cached(job.tokenizer)
     maker = RowMaker(tokenizer, job.cuts, job.seed)
     places = np.load(job.order, mmap_mode="r")[job.start : job.stop]
     partial = job.target.with_name(f"{job.target.name}.{os.getpid()}")
