@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64, UInt8, UInt32
 
+from rlpt_data.columns import Columns
 from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, digest_file, read_manifest
 from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import UserError
@@ -103,6 +104,7 @@ class Split:
     def __init__(self, name: str, paths: list[Path]) -> None:
         self.name = name
         self._batches = [batch for path in paths for batch in _batches(path)]
+        self._columns: list[Columns | None] = [None] * len(self._batches)
         ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
         self._ends: list[int] = ends.tolist()
 
@@ -115,7 +117,22 @@ class Split:
         number = bisect.bisect_right(self._ends, index)
         batch = self._batches[number]
         first = self._ends[number] - batch.num_rows
-        return _document(batch, index - first)
+        columns = self._columns[number]
+        if columns is None:
+            columns = self._columns[number] = Columns(batch)
+        row = index - first
+        return Document(
+            document_id=columns.string("document_id", row) or "",
+            url=columns.string("url", row),
+            domain=columns.string("domain", row) or "",
+            text=columns.string("text", row) or "",
+            ids=columns.array("ids", row),
+            offsets=columns.array("offsets", row),
+            cuts=columns.array("cuts", row),
+            cut_kinds=columns.array("cut_kinds", row),
+            thoughts=tuple(_thought(thought) for thought in columns.objects("thoughts", row) or ()),
+            target_spans=_spans(columns.objects("target_spans", row)),
+        )
 
     def __iter__(self) -> Iterator[Document]:
         return (self[index] for index in range(len(self)))
@@ -280,26 +297,9 @@ def _batches(path: Path) -> list[pa.RecordBatch]:
     return batches
 
 
-def _document(batch: pa.RecordBatch, row: int) -> Document:
-    thoughts = batch.column("thoughts")[row].as_py() or ()
-    spans = batch.column("target_spans")[row].as_py()
-    return Document(
-        document_id=batch.column("document_id")[row].as_py(),
-        url=batch.column("url")[row].as_py(),
-        domain=batch.column("domain")[row].as_py(),
-        text=batch.column("text")[row].as_py(),
-        ids=_array(batch, "ids", row),
-        offsets=_array(batch, "offsets", row),
-        cuts=_array(batch, "cuts", row),
-        cut_kinds=_array(batch, "cut_kinds", row),
-        thoughts=tuple(_thought(thought) for thought in thoughts),
-        target_spans=None if spans is None else tuple((s["start"], s["stop"]) for s in spans),
-    )
-
-
-def _array(batch: pa.RecordBatch, column: str, row: int) -> np.ndarray:
-    return batch.column(column)[row].values.to_numpy(zero_copy_only=True)
-
-
 def _thought(row: dict[str, Any]) -> Thought:
     return Thought(row["cut"], np.array(row["ids"], np.uint32), row["source"])
+
+
+def _spans(rows: list[dict[str, Any]] | None) -> tuple[tuple[int, int], ...] | None:
+    return None if rows is None else tuple((row["start"], row["stop"]) for row in rows)
