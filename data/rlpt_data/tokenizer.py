@@ -80,7 +80,7 @@ class PlainTokenizer:
 
     def decode(self, ids: UInt32[np.ndarray, " T"]) -> bytes:
         """The exact bytes of a sequence of ids."""
-        return b"".join([self.token_bytes[index] for index in ids.tolist()])
+        return b"".join(map(self.token_bytes.__getitem__, ids.tolist()))
 
 
 @functools.lru_cache(maxsize=2)
