@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.engines import EngineConfig, RolloutConfig
+from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage, Stage
 from rlpt_data.strict import Strict
 
 CutKind = Literal["supplied", "sentence", "paragraph", "random"]
@@ -112,12 +113,6 @@ def longest_branch(prompts: PromptConfig, thought: ThoughtConfig) -> int:
     return prompts.context_tokens + thought.budget_tokens + 2 + after
 
 
-class EngineConfig(Strict):
-    kind: Literal["transformers"] = "transformers"
-    prompts_per_batch: Positive = 32
-    """Prompts decoded together; all cuts of a document go together. Changes speed and memory, never a sample."""
-
-
 class EvaluationConfig(Strict):
     split: Literal["train", "dev", "test"] = "dev"
     prompts: Positive = 128
@@ -175,8 +170,10 @@ class RunConfig(Strict):
     prompts: PromptConfig = PromptConfig()
     thought: ThoughtConfig = ThoughtConfig()
     engine: EngineConfig = EngineConfig()
+    rollout: RolloutConfig = RolloutConfig()
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """The stages in order, each a `[[stage]]` table with a `kind`; the weights chain."""
+    mismatch: MismatchConfig = MismatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -192,6 +189,7 @@ class RunConfig(Strict):
             elif stage.until_gain is not None and not self.evaluation.every:
                 raise ValueError(f"stage {stage.name}: until_gain needs evaluation.every >= 1")
         self._check_positions()
+        self._check_rollouts()
         return self
 
     @property
@@ -213,6 +211,15 @@ class RunConfig(Strict):
             raise ValueError(
                 f"policy.fresh.max_positions = {self.policy.fresh.max_positions}: the longest sequence "
                 f"(context or window with its thoughts and horizon) has {longest} tokens"
+            )
+
+    def _check_rollouts(self) -> None:
+        """Sampling ahead needs engines that run beside the trainer."""
+        vllm = self.engine.kind == "vllm"
+        if self.rollout.steps_ahead and not (vllm and self.engine.vllm.placement == "separate"):
+            raise ValueError(
+                f"rollout.max_staleness = {self.rollout.max_staleness} needs engines that sample while the trainer "
+                "trains: engine.kind = 'vllm' with engine.vllm.placement = 'separate'"
             )
 
     def _check_reward(self, stage: RLStage) -> None:

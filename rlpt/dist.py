@@ -87,6 +87,14 @@ def largest(value: int, world: World) -> int:
     return int(tensor)
 
 
+def greatest(values: Sequence[float], world: World) -> list[float]:
+    """Maxima over ranks, in float64, the same on every rank."""
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
 def balanced(costs: Sequence[int], world: World) -> list[int]:
     """This rank's positions of a list that every rank knows: as many on every rank, and about the same cost.
 

@@ -7,7 +7,7 @@ number of ranks to undo the mean. Nothing is divided per micro-batch.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from rlpt import dist
 from rlpt.batch import framed_batch, split_padded
 from rlpt.frames import Framed
+from rlpt.mismatch import PREFIX, Extremes, finished
 from rlpt.objective import next_token_loss
 from rlpt.optim import learning_rate, set_learning_rate
 from rlpt.policy.load import local
@@ -40,12 +41,13 @@ class Learner:
 
 @dataclass(frozen=True)
 class Stepped:
-    """Local sums of one step, and what the rollout dump shows."""
+    """Local sums and extremes of one step, and what the rollout dump shows."""
 
     sums: Sums
     grad_norm: float
     rewarded: Rewarded | None = None
     advantage_PG: np.ndarray | None = None
+    extremes: Extremes = field(default_factory=dict)
 
 
 def next_token_step(
@@ -128,3 +130,19 @@ def add(into: Sums, more: Sums) -> None:
     for name, (value, count) in more.items():
         old_value, old_count = into.get(name, (0.0, 0.0))
         into[name] = (old_value + value, old_count + count)
+
+
+def reduced(sums: Sums, extremes: Extremes, world: dist.World) -> dict[str, float]:
+    """Ratios of sums over all ranks, and what they and the extremes make of the mismatch; ``tokens/*`` are totals, they
+    are not divided. Collective.
+    """
+    names, peaks = sorted(sums), sorted(extremes)
+    flat = dist.total([value for name in names for value in sums[name]], world)
+    totals = dict(zip(names, zip(flat[::2], flat[1::2], strict=True), strict=True))
+    largest = dist.greatest([extremes[name] for name in peaks], world)
+    means = {
+        name: value if name.startswith("tokens/") else value / max(count, 1e-30)
+        for name, (value, count) in totals.items()
+        if not name.startswith(PREFIX)
+    }
+    return means | finished(totals, dict(zip(peaks, largest, strict=True)))

@@ -14,7 +14,7 @@ from rlpt.config import (
     ThoughtConfig,
     longest_branch,
 )
-from rlpt.evaluate.continuation import Engine, Procedure
+from rlpt.evaluate.continuation import Procedure
 from rlpt.evaluate.continuation import Scorer as ScorerLike
 from rlpt.evaluate.evaluation import Evaluation, evaluate
 from rlpt.evaluate.records import write_parquet
@@ -24,7 +24,8 @@ from rlpt.policy.scoring import Scorer
 from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.prompts import held_out, held_out_windows
 from rlpt.rollout import sync
-from rlpt.rollout.transformers_engine import TransformersEngine
+from rlpt.rollout.engine import Engine
+from rlpt.rollout.start import open_engine
 from rlpt.runlog import read_config
 from rlpt.types import Markers
 from rlpt_data.shards import ShardFolder
@@ -51,7 +52,11 @@ def run(config: EvalJobConfig) -> dict[str, Any]:
     config = resolved(config)
     folder = ShardFolder.open(config.shards)
     with dist.world() as world:
-        found = evaluate_subject(config, folder, open_subject(config, folder, world), world)
+        subject = open_subject(config, folder, world)
+        try:
+            found = evaluate_subject(config, folder, subject, world)
+        finally:
+            subject.engine.close()
         if world.is_main:
             _write(config, folder, found)
     return {
@@ -121,9 +126,9 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
         split = folder.split(config.evaluation.split)
         chosen = documents_to_check(split, config.prompts, markers, config.seed)
         check_layout(policy, chosen, markers, config.thought.budget_tokens, world)
-    engine = TransformersEngine(
-        *(plan.config, plan.layout, markers, config.thought, config.seed),
-        *(config.engine.prompts_per_batch, world.device),
+    engine = open_engine(
+        *(config.engine, config.policy, plan, config.thought, longest),
+        *(str(folder.manifest.tokenizer_hash), config.out_dir / "engine", config.seed, world),
     )
     sync.publish(policy, engine, 0)
     scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
