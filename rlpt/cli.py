@@ -148,6 +148,43 @@ def train(
     conclude(summary, as_json)
 
 
+@cli.command()
+@config_argument
+@set_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8700, show_default=True)
+def engine(config: Path, overrides: Sequence[str], host: str, port: int) -> None:
+    """Serve the policy of CONFIG with vLLM to a trainer elsewhere.
+
+    The trainer names its address in engine.vllm.addresses and publishes the weights. Both need the
+    same secret in the environment variable RLPT_ENGINE_TOKEN.
+    """
+    from rlpt.config import RunConfig
+    from rlpt_data.strict import load
+
+    settings = load(RunConfig, config, overrides)
+    from rlpt.rollout.start import serve_engine
+
+    serve_engine(settings, host, port)
+
+
+@cli.command()
+@run_argument
+@click.option("--step", type=click.IntRange(1), required=True, help="As in metrics.jsonl.")
+@json_option
+def replay(run_dir: Path, step: int, as_json: bool) -> None:
+    """Compute one step of RUN again, beside what it wrote down.
+
+    Needs the checkpoint before it and its groups (rollout.save_groups = true).
+    """
+    from rlpt.replay import replay as replay_step
+
+    found = replay_step(run_dir, step)
+    for name, pair in found.items():
+        click.echo(f"{name:40} {pair['run']:< 22.15g} {pair['replay']:< 22.15g}")
+    finish(found, as_json)
+
+
 @cli.command("eval")
 @config_argument
 @set_option

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlpt import checkpoint, dist
+from rlpt.agreement import PROMPTS, check_engine
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig, longest_branch
 from rlpt.console import say
@@ -25,7 +26,7 @@ from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.preflight import check_shares
-from rlpt.prompts import Stream, prompt_stream, window_stream
+from rlpt.prompts import Stream, held_out, prompt_stream, window_stream
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
@@ -96,7 +97,7 @@ class Session:
         check_shares(cfg, world, plan.layout)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
         engine = open_engine(
-            *(cfg.engine, cfg.policy, plan, cfg.thought, cfg.longest_path),
+            *(cfg.engine, cfg.policy, plan, cfg.thought, longest_branch(cfg.prompts, cfg.thought)),
             *(str(shards.manifest.tokenizer_hash), cfg.run_dir / "engine", cfg.seed, world),
         )
         return cls(cfg, shards, plan, world, log, policy, engine)
@@ -108,8 +109,9 @@ class Session:
             raise UserError(
                 f"{self.cfg.run_dir}: holds a run already; use --resume auto or another run_dir"
             )
-        progress = self._restored(steps[-1]) if steps else self._fresh()
+        progress = self.restored(steps[-1]) if steps else self._fresh()
         self._check_layout()
+        self._check_engine(progress.step)
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
@@ -127,6 +129,20 @@ class Session:
             error = check_layout(policy, prompts, markers, cfg.thought.budget_tokens, self.world)
             say(f"shared and one by one differ by {error:.1g} nats", self.world.is_main)
 
+    def _check_engine(self, step: int) -> None:
+        """Hold what a foreign engine says of its own tokens against the trainer."""
+        if self.engine.is_reference:
+            return
+        cfg, markers = self.cfg, self.markers
+        self.publish(step)
+        split = self.shards.split(cfg.evaluation.split)
+        prompts = held_out(split, cfg.prompts, markers, PROMPTS, cfg.seed, cfg.evaluation.domains)
+        tokens = cfg.evaluation.batch_tokens
+        found = check_engine(
+            self.engine, self._in_fp32(), prompts, markers, self.world, self.engine.dtype, tokens
+        )
+        say(f"engine and trainer differ by at most {found.largest:.1g} nats", self.world.is_main)
+
     def _fresh(self) -> Progress:
         if damaged := checkpoint.incomplete(self.cfg.run_dir):
             raise UserError(
@@ -139,7 +155,8 @@ class Session:
         manifest = self.shards.manifest
         return Progress(shards=manifest.hash, tokenizer=str(manifest.tokenizer_hash))
 
-    def _restored(self, step: int) -> Progress:
+    def restored(self, step: int) -> Progress:
+        """The weights of a checkpoint; its other parts come with `begin`."""
         path = checkpoint.path_of(self.cfg.run_dir, step)
         self._check_shards(checkpoint.read_progress(path).shards)
         progress = checkpoint.restore(path, {"policy": self.policy})

@@ -83,7 +83,8 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
     taken = work.supply.next if work.supply else progress.cursor + stage.documents_per_step
     progress.cursor = taken
     values = {"loss/grad_norm": stepped.grad_norm, "time/step": time.perf_counter() - started}
-    values |= session.engine.counters() if isinstance(stage, RLStage) else {}
+    if isinstance(stage, RLStage):
+        values |= session.engine.counters()
     return session.metrics(stage.name, progress.step, stepped, values)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlpt import checkpoint, dist
+from rlpt.agreement import PROMPTS, check_engine
 from rlpt.config import (
     EvalJobConfig,
     PolicyConfig,
@@ -20,6 +21,7 @@ from rlpt.evaluate.evaluation import Evaluation, evaluate
 from rlpt.evaluate.records import write_parquet
 from rlpt.evaluate.summary import Resampling, Unit
 from rlpt.policy import load
+from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.prompts import held_out, held_out_windows
@@ -115,8 +117,8 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     assert config.thought, "resolve the configuration first"
     assert config.prompts, "resolve the configuration first"
     longest = longest_branch(config.prompts, config.thought)
-    longest = max(longest, config.evaluation.longest_window)
-    plan = load.blueprint(config.policy, folder, longest)
+    window = max(longest, config.evaluation.longest_window)
+    plan = load.blueprint(config.policy, folder, window)
     policy = load.load(config.policy, plan, world, config.seed)
     if config.run is not None:
         tokenizer = str(folder.manifest.tokenizer_hash)
@@ -131,8 +133,25 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
         *(str(folder.manifest.tokenizer_hash), config.out_dir / "engine", config.seed, world),
     )
     sync.publish(policy, engine, 0)
+    if not engine.is_reference:
+        _check(engine, policy, config, folder, markers, world)
     scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
     return Subject(scorer, engine, markers, unbanned)
+
+
+def _check(
+    engine: Engine,
+    policy: Policy,
+    config: EvalJobConfig,
+    folder: ShardFolder,
+    markers: Markers,
+    world: dist.World,
+) -> None:
+    """Hold what a foreign engine says of its own tokens against the policy."""
+    assert config.prompts, "resolve the configuration first"
+    cfg, split = config.evaluation, folder.split(config.evaluation.split)
+    prompts = held_out(split, config.prompts, markers, PROMPTS, config.seed, cfg.domains)
+    check_engine(engine, policy, prompts, markers, world, engine.dtype, cfg.batch_tokens)
 
 
 def evaluate_subject(

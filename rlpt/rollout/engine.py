@@ -5,7 +5,7 @@ position): batches, ranks and schedules cannot change a thought. vLLM keeps this
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class Engine(Protocol):
 
     version: int
     """Of the weights, -1 where there are none."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """What it computes in."""
     is_reference: bool
     """Whether it computes with the trainer's own code, so that its log-probabilities need no watching."""
 

@@ -51,6 +51,7 @@ class Fleet:
         self.world = world
         self.sleeps = sleeps
         self.version = -1
+        self.dtype: wire.DType = self.seats[0].spec.dtype
         self._asked: dict[str, _Asked] = {}
         self._done: dict[str, Group] = {}
         self._number = 0

@@ -76,6 +76,7 @@ class EngineProcess:
             for name, value in os.environ.items()
             if name not in group and "TORCHELASTIC" not in name
         }
+        kept |= {"PYTHONWARNINGS": "ignore::FutureWarning", "TORCH_CPP_LOG_LEVEL": "ERROR"}
         kept |= {TOKEN: self.token, "TMPDIR": str(self.log.parent.resolve())}
         chosen = {"OMP_NUM_THREADS": self.threads, "CUDA_VISIBLE_DEVICES": self.device}
         return kept | {name: str(value) for name, value in chosen.items() if value is not None}

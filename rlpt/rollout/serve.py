@@ -9,8 +9,10 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from rlpt.exits import FAULT, USER_MISTAKE
@@ -31,12 +33,8 @@ def main() -> None:
     # What libraries print belongs to the log; stdout carries the address alone.
     os.dup2(2, 1)
     try:
-        serve(
-            EngineSpec.model_validate_json(json.dumps(first["spec"])),
-            first["host"],
-            int(first["port"]),
-            said,
-        )
+        spec = EngineSpec.model_validate_json(json.dumps(first["spec"]))
+        serve(spec, first["host"], first["port"], lambda address: _say(said, {"address": address}))
     except UserError as error:
         _say(said, {"error": str(error)})
         sys.exit(USER_MISTAKE)
@@ -45,21 +43,35 @@ def main() -> None:
         raise SystemExit(FAULT) from error
 
 
-def serve(spec: EngineSpec, host: str, port: int, said: int) -> None:
-    """Until stdin ends, a signal comes, or the engine fails."""
-    from rlpt.rollout.vllm_engine import VLLMBackend
+def serve(spec: EngineSpec, host: str, port: int, started: Callable[[str], None]) -> None:
+    """Until a signal comes or the engine fails. Raises UserError where the port is taken."""
+    from rlpt.rollout.vllm_engine import VLLMBackend, check_model
 
+    check_port(host, port)
+    check_model(spec)
     backend = VLLMBackend(spec)
     server = Server(backend, os.environ[TOKEN])
-    http = listen(server, host, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: server.stop())
-    _say(said, {"address": f"http://{host}:{http.server_address[1]}"})
+    http = listen(server, host, port)
+    started(f"http://{host}:{http.server_address[1]}")
     try:
         server.run()
     finally:
         http.shutdown()
         backend.close()
+
+
+def check_port(host: str, port: int) -> None:
+    """Before the seconds of loading. Raises UserError where nobody could listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"engine: cannot listen on {host}:{port}: {error}; choose another --port"
+            ) from error
 
 
 def _end_with(parent: int) -> None:

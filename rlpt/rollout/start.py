@@ -10,19 +10,20 @@ import psutil
 import torch
 
 from rlpt import dist
-from rlpt.config import PolicyConfig, ThoughtConfig
+from rlpt.config import PolicyConfig, RunConfig, ThoughtConfig, longest_branch
 from rlpt.console import say
 from rlpt.engines import EngineConfig, VLLMConfig
-from rlpt.policy.load import Blueprint, meta_model
+from rlpt.policy.load import Blueprint, blueprint, meta_model
 from rlpt.rollout.client import EngineClient
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.fleet import Fleet, together
 from rlpt.rollout.process import EngineProcess
 from rlpt.rollout.publishing import DirectoryPublisher, Publisher
 from rlpt.rollout.seat import Seat
-from rlpt.rollout.serve import TOKEN
+from rlpt.rollout.serve import TOKEN, serve
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.rollout.wire import DType, EngineSpec
+from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 
@@ -195,3 +196,32 @@ def _device(cfg: VLLMConfig, spec: EngineSpec, i: int) -> str | None:
 
 def _publisher(cfg: VLLMConfig, spec: EngineSpec, folder: Path, world: dist.World) -> Publisher:
     return DirectoryPublisher(cfg.weights_dir or folder / "weights", spec.dtype, world)
+
+
+def serve_engine(cfg: RunConfig, host: str, port: int) -> None:
+    """One engine of a run on this machine, until a signal comes: for `engine.vllm.addresses` of its trainer.
+
+    Raises UserError where the token is not set, the policy cannot be served, or the port is taken.
+    """
+    if not os.environ.get(TOKEN):
+        raise UserError(
+            f"rlpt engine: set the environment variable {TOKEN} to a secret of the run, here and for the trainer"
+        )
+    shards = ShardFolder.open(cfg.data.shards)
+    plan = blueprint(cfg.policy, shards, cfg.longest_path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder, tokenizer = cfg.run_dir / "engine", str(shards.manifest.tokenizer_hash)
+    vllm = cfg.engine.vllm.model_copy(update={"placement": "separate"})
+    spec = specification(
+        vllm,
+        cfg.policy,
+        plan,
+        longest_branch(cfg.prompts, cfg.thought),
+        tokenizer,
+        folder,
+        cfg.seed,
+        device,
+    )
+    check_memory(plan.config, spec)
+    write_model(plan, Path(spec.model))
+    serve(spec, host, port, lambda address: say(f"engine: {address}"))

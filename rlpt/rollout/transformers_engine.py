@@ -19,11 +19,15 @@ from rlpt.policy.packing import Layout
 from rlpt.rollout.decoding import Decoder, Decoding
 from rlpt.rollout.padded_decoder import PaddedDecoder
 from rlpt.rollout.trunk_decoder import TrunkDecoder
+from rlpt.rollout.wire import DType
 from rlpt.types import Group, Markers, Prompt
 
 
 class TransformersEngine:
     """One model replica on one device. See `rlpt.rollout.engine.Engine` for the contract."""
+
+    dtype: DType = "float32"
+    is_reference = True
 
     def __init__(
         self,
@@ -46,7 +50,6 @@ class TransformersEngine:
         self.prompts_per_batch = prompts_per_batch
         self.device = device
         self.version = -1
-        self.is_reference = True
         self._queue: dict[str, tuple[Prompt, int, str]] = {}
         self._asked = 0
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import transformers
 from torch import Tensor
 
 from rlpt.rollout.checksum import checksum
@@ -217,9 +218,10 @@ def check_job(job: Job, spec: EngineSpec) -> None:
         )
 
 
-def check_model(config: Any, spec: EngineSpec) -> None:
+def check_model(spec: EngineSpec) -> None:
     """What vLLM would find out late: an unsupported architecture or head size. Raises UserError."""
     import_vllm(spec.device)
+    config = transformers.AutoConfig.from_pretrained(spec.model)
     from vllm.model_executor.models import ModelRegistry  # pyright: ignore[reportMissingImports]
 
     if spec.architecture not in ModelRegistry.get_supported_archs():
