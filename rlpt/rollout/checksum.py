@@ -1,7 +1,8 @@
 """A 64-bit checksum of a tensor's bits and their places, computed where the tensor lives: no copy to the host.
 
 sum over i of (bits_i + 1) * mix(i) modulo 2**64, mix odd: one changed element always changes it, and so do two that
-are swapped unless they are equal. It finds mistakes, not forgeries.
+are swapped unless they are equal (elements of up to 32 bits, less than 2**32 places apart). It finds mistakes, not
+forgeries.
 """
 
 import torch
