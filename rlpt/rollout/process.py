@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlpt.rollout.client import EngineDownError
 from rlpt.rollout.serve import TOKEN
 from rlpt.rollout.wire import EngineSpec
 from rlpt_data.strict import UserError
@@ -45,7 +46,8 @@ class EngineProcess:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rlpt.rollout.serve"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=self._environment(),
+                bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                env=self._environment(),
                 # Ctrl-C is for the trainer: it decides when its engines end.
                 start_new_session=True,
             )  # fmt: skip
@@ -56,9 +58,10 @@ class EngineProcess:
             "port": 0,
             "parent": os.getpid(),
         }
-        self._process.stdin.write((json.dumps(first) + "\n").encode())
-        self._process.stdin.flush()
         self.starts += 1
+        # One that is dead already is found out by `wait`.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write((json.dumps(first) + "\n").encode())
 
     def _environment(self) -> dict[str, str]:
         """The rank's own place in the process group is none of the engine's business."""
@@ -82,7 +85,7 @@ class EngineProcess:
         return kept | {name: str(value) for name, value in chosen.items() if value is not None}
 
     def wait(self) -> None:
-        """Until it listens. Raises UserError for what it refused, RuntimeError where it died or took too long."""
+        """Until it listens. Raises UserError for what it refused, EngineDownError where it died or took too long."""
         line = self._first_line(time.monotonic() + self.start_seconds)
         found = json.loads(line or b"{}")
         if "address" in found:
@@ -92,7 +95,7 @@ class EngineProcess:
         if code == 2 and "error" in found:
             raise UserError(found["error"])
         reason = found.get("error") or f"it ended with exit code {code}"
-        raise RuntimeError(f"engine did not start: {reason}; its log is {self.log}")
+        raise EngineDownError(f"engine did not start: {reason}; its log is {self.log}")
 
     def _first_line(self, deadline: float) -> bytes:
         assert self._process
@@ -103,7 +106,7 @@ class EngineProcess:
             left = deadline - time.monotonic()
             if left <= 0:
                 self.kill()
-                raise RuntimeError(
+                raise EngineDownError(
                     f"engine did not start within {self.start_seconds:g} s (engine.vllm.start_seconds); "
                     f"its log is {self.log}"
                 )
