@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlpt import rng
 from rlpt.rollout.checksum import checksum
+from rlpt.rollout.client import EngineDownError
 from rlpt.rollout.process import EngineProcess
 from rlpt.rollout.server import Server, listen
 from rlpt.rollout.wire import EngineSpec, Finished, Job, Sampled, Span
@@ -195,6 +196,8 @@ class FakeProcess(EngineProcess):
     ) -> None:
         super().__init__(spec, Path("engine.log"), TOKEN)
         self.prepare = prepare
+        self.stillborn: set[int] = set()
+        """Starts that come to nothing."""
         self.lives: list[Served] = []
 
     @property
@@ -209,6 +212,8 @@ class FakeProcess(EngineProcess):
         self.lives.append(Served(backend, self.token))
 
     def wait(self) -> None:
+        if self.starts in self.stillborn:
+            raise EngineDownError(f"engine did not start: attempt {self.starts}")
         self.address = self.now.address
 
     def stop(self, seconds: float = 10.0) -> None:
