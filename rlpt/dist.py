@@ -4,7 +4,7 @@ One code path serves 1 rank and many: without torchrun a group of one is made in
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,3 +125,17 @@ def gathered(item: Any, world: World) -> list[Any]:
 def barrier(world: World) -> None:
     if world.size > 1:
         torch_dist.barrier()
+
+
+def together(action: Callable[[], None], world: World) -> None:
+    """Run an action on every rank; where one fails all raise and name it: nobody waits for the fallen. Collective."""
+    problem: str | None = None
+    try:
+        action()
+    except Exception as error:
+        if world.size == 1:
+            raise
+        problem = f"{type(error).__name__}: {error}"
+    for rank, text in enumerate(gathered(problem, world)):
+        if text is not None:
+            raise RuntimeError(f"rank {rank}: {text}")

@@ -27,7 +27,9 @@ class VLLMConfig(Strict):
     head_dtype: Literal["model", "float32"] = "float32"
     """Precision of the engine's logits; the trainer's are always float32."""
     publish: Literal["auto", "directory", "broadcast", "ipc"] = "auto"
-    """How weights travel. auto: ipc on the rank's own GPU, else directory."""
+    """How weights travel. directory: files that trainer and engines see. broadcast: from rank 0 through a group (NCCL,
+    gloo on CPUs). ipc: memory of the rank's own GPU. auto: ipc where engines are colocated on GPUs, else directory.
+    With broadcast and ipc rank 0 keeps a copy in main memory, for engines that are restarted."""
     weights_dir: Path | None = None
     """Folder for `directory`, seen by trainer and engines alike; absent: in the run folder."""
     kv_cache_gib: Rate = 0.5
@@ -58,9 +60,13 @@ class VLLMConfig(Strict):
                 raise ValueError(
                     f"engine.vllm.addresses: {address!r} is not of the form http://host:port"
                 )
-        if self.addresses and self.publish == "ipc":
+        if self.placement == "separate" and self.publish == "ipc":
             raise ValueError(
                 "engine.vllm.publish = 'ipc' needs engines on the rank's own GPU; use 'directory'"
+            )
+        if self.weights_dir is not None and self.publish in ("broadcast", "ipc"):
+            raise ValueError(
+                f"engine.vllm.weights_dir has no effect with publish = {self.publish!r}; leave it out"
             )
         return self
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlpt.rollout.wire import Cancel, Collect, EngineSpec, Finished, Job, Publish, Submit
+from rlpt.rollout.wire import Cancel, Collect, EngineSpec, Finished, Job, Join, Publish, Submit
 
 
 class EngineDownError(RuntimeError):
@@ -31,7 +31,13 @@ class EngineClient:
     def describe(self) -> tuple[EngineSpec, int]:
         """What the engine runs, and the version of its weights."""
         found = self._call("describe", {})
-        return EngineSpec.model_validate_json(json.dumps(found["spec"])), int(found["version"])
+        try:
+            return EngineSpec.model_validate_json(json.dumps(found["spec"])), int(found["version"])
+        except (KeyError, ValueError) as error:
+            raise RefusedError(
+                f"engine {self.address}, call describe: answers in words of its own: {type(error).__name__}: is it an "
+                "rlpt engine of this version?"
+            ) from error
 
     def submit(self, jobs: Sequence[Job]) -> None:
         self._call("submit", Submit(client=self.client, jobs=tuple(jobs)).model_dump())
@@ -43,9 +49,17 @@ class EngineClient:
         done = [Finished.model_validate_json(json.dumps(one)) for one in found["done"]]
         return done, int(found["steps"])
 
-    def publish(self, message: Publish) -> dict[str, int]:
-        """The checksums of the engine's weights afterwards, by name."""
-        return self._call("publish", message.model_dump())["checksums"]
+    def publish(self, message: Publish, extra: float = 0.0) -> dict[str, int]:
+        """The checksums of the engine's weights afterwards, by name. It may take ``extra`` seconds more than a call."""
+        return self._call("publish", message.model_dump(), extra)["checksums"]
+
+    def join(self, message: Join) -> None:
+        """Make the engine a member of a group; it answers when all members are there."""
+        self._call("join", message.model_dump(), extra=message.seconds)
+
+    def group(self) -> str:
+        """The group that the engine is a member of."""
+        return self._call("group", {})["group"]
 
     def cancel(self, tickets: Sequence[str]) -> None:
         self._call("cancel", Cancel(client=self.client, tickets=tuple(tickets)).model_dump())
@@ -79,7 +93,7 @@ class EngineClient:
         return _answer(where, status, text)
 
     def _post(self, name: str, body: bytes, timeout: float) -> tuple[int, bytes]:
-        if self._connection is None:
+        if self._connection is None or self._connection.sock is None:
             parts = urlsplit(self.address)
             self._connection = http.client.HTTPConnection(
                 str(parts.hostname), parts.port, timeout=timeout
@@ -96,10 +110,12 @@ class EngineClient:
 def _answer(where: str, status: int, text: bytes) -> dict[str, Any]:
     try:
         table = json.loads(text)
-    except ValueError as error:
+    except ValueError:
+        table = None
+    if not isinstance(table, dict):
         raise RefusedError(
-            f"{where}: answers something other than JSON: is it an rlpt engine?"
-        ) from error
+            f"{where}: answers something other than a JSON object: is it an rlpt engine?"
+        )
     if status == 200:
         return table
     reason = f"{where}: {table.get('error', f'status {status}')}"

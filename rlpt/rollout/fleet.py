@@ -5,13 +5,14 @@ cut find each other's context in its prefix cache.
 """
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from rlpt import dist, rng
 from rlpt.config import ThoughtConfig
+from rlpt.dist import together
 from rlpt.rollout import wire
 from rlpt.rollout.prefixes import PrefixCount
 from rlpt.rollout.publishing import Publisher
@@ -132,7 +133,7 @@ class Fleet:
     def _deliver(self, message: wire.Publish) -> None:
         for seat in self.seats:
             if seat.publishes:
-                seat.publish(message)
+                seat.publish(message, self.publisher.answered.get(seat.name))
 
     def rest(self) -> None:
         """Colocated on a GPU: weights and cache go, and come back with the next publish."""
@@ -176,17 +177,3 @@ class Fleet:
 
 def _tokens(job: wire.Job) -> int:
     return job.count * (job.budget + job.prediction)
-
-
-def together(action: Callable[[], None], world: dist.World) -> None:
-    """Run an action on every rank; where one fails all raise and name it: nobody waits for the fallen. Collective."""
-    problem: str | None = None
-    try:
-        action()
-    except Exception as error:
-        if world.size == 1:
-            raise
-        problem = f"{type(error).__name__}: {error}"
-    for rank, text in enumerate(dist.gathered(problem, world)):
-        if text is not None:
-            raise RuntimeError(f"rank {rank}: {text}")

@@ -1,7 +1,11 @@
-"""The trainer's side of a publication: sharded masters -> full tensors, one at a time -> where engines find them."""
+"""The trainer's side of a publication: sharded masters -> full tensors, one at a time -> where engines find them.
+
+Every rank iterates to the end, whatever happens on one of them: each tensor is gathered by all. What fails on a rank,
+or at an engine, fails on all ranks, by name. Only rank 0 holds more than a tensor (with ipc: every rank a bucket).
+"""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -9,14 +13,22 @@ from torch import Tensor
 
 from rlpt import dist
 from rlpt.rollout import transport, wire
+from rlpt.rollout.buckets import cast
+
+Named = Iterable[tuple[str, Tensor]]
 
 
 @runtime_checkable
 class Publisher(Protocol):
     """Collective: every rank calls every method."""
 
-    def send(self, named: Iterable[tuple[str, Tensor]], version: int) -> wire.Publish:
-        """Make the weights reachable; the message tells engines where, and what they must then have."""
+    @property
+    def answered(self) -> Mapping[str, dict[str, int]]:
+        """Engines of this rank that have the weights with `send` already: their checksums, by the seat's name."""
+        ...
+
+    def send(self, named: Named, version: int) -> wire.Publish:
+        """Make the weights reachable until the next `send`; the message tells any engine where, and what they are."""
         ...
 
     def sent(self, version: int) -> None:
@@ -26,6 +38,27 @@ class Publisher(Protocol):
     def close(self) -> None: ...
 
 
+def use_up(named: Named, use: Callable[[Iterator[tuple[str, Tensor]]], None]) -> Exception | None:
+    """Pass the tensors to ``use``, and iterate over the rest where it fails: the other ranks wait at every tensor."""
+    rest = iter(named)
+    problem = None
+    try:
+        use(rest)
+    except Exception as error:
+        problem = error
+    for _ in rest:
+        pass
+    return problem
+
+
+def raise_together(problem: Exception | None, world: dist.World) -> None:
+    def again() -> None:
+        if problem is not None:
+            raise problem
+
+    dist.together(again, world)
+
+
 class DirectoryPublisher:
     """Rank 0 writes safetensors files of bounded size; engines read them. Works wherever both see the folder."""
 
@@ -33,22 +66,20 @@ class DirectoryPublisher:
         self.folder = folder
         self.dtype: wire.DType = dtype
         self.world = world
+        self.answered: dict[str, dict[str, int]] = {}
 
-    def send(self, named: Iterable[tuple[str, Tensor]], version: int) -> wire.Publish:
+    def send(self, named: Named, version: int) -> wire.Publish:
         tensors: list[wire.Tensor] = []
-        if self.world.is_main:
-            tensors = transport.write_directory(
-                transport.cast(named, self.dtype), self._of(version)
-            )
-        else:
-            # The others take part in gathering each tensor, and let go of it.
-            for _ in named:
-                pass
-        tensors = dist.gathered(tensors, self.world)[0]
+
+        def write(rest: Iterator[tuple[str, Tensor]]) -> None:
+            if self.world.is_main:
+                of = cast(rest, self.dtype)
+                tensors.extend(transport.write_directory(of, self._of(version)))
+
+        raise_together(use_up(named, write), self.world)
         place = str(self._of(version).resolve())
-        return wire.Publish(
-            version=version, transport="directory", place=place, tensors=tuple(tensors)
-        )
+        known = tuple(dist.gathered(tensors, self.world)[0])
+        return wire.Publish(version=version, transport="directory", place=place, tensors=known)
 
     def _of(self, version: int) -> Path:
         return self.folder / f"version_{version:06d}"

@@ -37,11 +37,15 @@ class Seat:
 
     def open(self) -> None:
         """Wait until the engine is there, and make sure that it runs this policy. Raises UserError."""
-        if self.process is not None:
-            self.process.wait()
-            self.client.address = self.process.address
-        self._check()
-        self.client.forget()
+        try:
+            if self.process is not None:
+                self.process.wait()
+                self.client.address = self.process.address
+            self._check()
+            self.client.forget()
+        except RuntimeError as error:
+            # Before the run has begun: what has to change stands in the configuration.
+            raise UserError(str(error)) from error
 
     def _check(self) -> None:
         try:
@@ -98,13 +102,28 @@ class Seat:
 
     # ---- weights -------------------------------------------------------------------------------
 
-    def publish(self, message: Publish) -> None:
-        """Send new weights and compare checksums. Raises RuntimeError naming the tensor that differs."""
+    def group(self) -> str:
+        """The group that its engine gets weights through; a dead one is started again, and is in none."""
+        try:
+            return self.client.group()
+        except EngineDownError as error:
+            self.revive(str(error))
+            return ""
+
+    def publish(self, message: Publish, found: dict[str, int] | None = None) -> None:
+        """Send new weights and compare checksums, or compare those that the engine ``found``, if it has the weights.
+
+        Raises RuntimeError naming the tensor that differs.
+        """
         self.weights = message
+        if found is not None:
+            return self._compare(message, found)
         self._or_revive(lambda: self._deliver(message))
 
     def _deliver(self, message: Publish) -> None:
-        found = self.client.publish(message)
+        self._compare(message, self.client.publish(message))
+
+    def _compare(self, message: Publish, found: dict[str, int]) -> None:
         wrong = [t for t in message.tensors if found.get(t.name) != t.checksum]
         if wrong:
             first = wrong[0]

@@ -9,16 +9,16 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import ValidationError
 from torch import Tensor
 
-from rlpt.rollout import transport
-from rlpt.rollout.wire import Cancel, Collect, EngineSpec, Finished, Job, Publish, Submit
+from rlpt.rollout.buckets import TransferError
+from rlpt.rollout.transport import Receiver
+from rlpt.rollout.wire import Cancel, Collect, EngineSpec, Finished, Job, Join, Publish, Submit
 
 LONGEST_WAIT = 30.0
 """Seconds that one call may wait for results: a client asks again."""
@@ -60,6 +60,10 @@ class Server:
         self._owner: dict[str, str] = {}
         self._done: dict[str, dict[str, Finished]] = {}
         self._stopped = threading.Event()
+        self._receiver = Receiver(backend.spec.device)
+        self._received: dict[str, tuple[int, ...]] = {}
+        self._whole = True
+        """Whether its weights are of one version: not so within a publication, nor after one that failed."""
 
     # ---- main thread ---------------------------------------------------------------------------
 
@@ -80,25 +84,28 @@ class Server:
         self._stopped.set()
 
     def _turn(self) -> None:
-        busy, started = self.backend.busy, time.perf_counter()
+        busy, started = self._busy, time.perf_counter()
         self._run_commands(wait=0.0 if busy else _IDLE)
-        if self.backend.busy:
+        if self._busy:
             self._keep(self.backend.step())
             self.steps += 1
         self.seconds["busy" if busy else "idle"] += time.perf_counter() - started
 
+    @property
+    def _busy(self) -> bool:
+        return self._whole and self.backend.busy
+
     def _run_commands(self, wait: float) -> None:
-        try:
-            command, answer = (
-                self._commands.get(timeout=wait) if wait else self._commands.get_nowait()
-            )
-        except queue.Empty:
-            return
-        try:
-            answer.set_result(command())
-        except Exception as error:
-            answer.set_exception(error)
-        self._run_commands(wait=0.0)
+        while True:
+            try:
+                command, answer = self._commands.get(timeout=wait or None, block=wait > 0)
+            except queue.Empty:
+                return
+            try:
+                answer.set_result(command())
+            except Exception as error:
+                answer.set_exception(error)
+            wait = 0.0
 
     def _keep(self, finished: Iterable[Finished]) -> None:
         with self._arrived:
@@ -139,7 +146,8 @@ class Server:
         raise RuntimeError(self.failure or "the engine was stopped")
 
     def call_describe(self, _body: dict[str, Any]) -> dict[str, Any]:
-        return {"spec": self.backend.spec.model_dump(), "version": self.backend.version}
+        version = self.backend.version if self._whole else -1
+        return {"spec": self.backend.spec.model_dump(), "version": version}
 
     def call_submit(self, body: dict[str, Any]) -> dict[str, Any]:
         """Jobs of one client; a ticket that is known is left alone, so that a call may be repeated."""
@@ -196,17 +204,38 @@ class Server:
                 del results[ticket]
         return len(mine)
 
+    def call_join(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Become a member of a group that weights are sent through."""
+        message = Join.model_validate_json(json.dumps(body))
+        self._between_steps(lambda: self._receiver.join(message))
+        return {"group": message.name}
+
+    def call_group(self, _body: dict[str, Any]) -> dict[str, Any]:
+        return {"group": self._receiver.group_name}
+
     def call_publish(self, body: dict[str, Any]) -> dict[str, Any]:
         """New weights between two steps; the answer holds checksums read back from the engine's own memory."""
         message = Publish.model_validate_json(json.dumps(body))
         return {"checksums": self._between_steps(lambda: self._publish(message))}
 
     def _publish(self, message: Publish) -> dict[str, int]:
-        self.backend.wake("weights")
-        self.backend.load(transport.read(message), message.version)
-        found = self.backend.checksums({tensor.name: tensor.shape for tensor in message.tensors})
+        if message.first:
+            self._received = {tensor.name: tensor.shape for tensor in message.tensors}
+            # Asleep, the weights have no memory to be loaded into; the cache gets its own when they are there.
+            self.backend.wake("weights")
+        self.backend.load(self._noted(message), message.version if message.last else -1)
+        if not message.last:
+            return {}
+        found = self.backend.checksums(self._received)
         self.backend.wake("kv_cache")
+        self._whole = True
         return found
+
+    def _noted(self, message: Publish) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._receiver.read(message):
+            self._received[name] = tuple(tensor.shape)
+            self._whole = False
+            yield name, tensor
 
     def call_sleep(self, _body: dict[str, Any]) -> dict[str, Any]:
         return {"slept": self._between_steps(self.backend.sleep)}
@@ -219,6 +248,12 @@ class Server:
         )
 
 
+class _Calls(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+    """All ranks of a run may connect at once; the default of 5 resets the sixth."""
+
+
 def listen(server: Server, host: str, port: int) -> ThreadingHTTPServer:
     """Serve calls in daemon threads; port 0 takes a free one. Raises OSError where the port is taken."""
 
@@ -229,19 +264,19 @@ def listen(server: Server, host: str, port: int) -> ThreadingHTTPServer:
             self._answer(200 if server.failure is None else 503, {"failure": server.failure})
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length", "0"))
+            length = self.headers.get("Content-Length", "0")
             given = self.headers.get("Authorization", "")
-            if length > _LARGEST_BODY or not hmac.compare_digest(
-                given.encode(), f"Bearer {server.token}".encode()
-            ):
+            known = hmac.compare_digest(given.encode(), f"Bearer {server.token}".encode())
+            if not known or not length.isdecimal() or int(length) > _LARGEST_BODY:
+                # The body is left where it is, so nothing can follow it on this connection.
                 self.close_connection = True
                 return self._answer(401, {"error": "wrong token, or too large a message"})
             try:
-                self._answer(
-                    200,
-                    server.call(self.path.strip("/"), json.loads(self.rfile.read(length) or b"{}")),
-                )
-            except (KeyError, ValueError, ValidationError, FileNotFoundError) as error:
+                body = json.loads(self.rfile.read(int(length)) or b"{}")
+                if not isinstance(body, dict):
+                    raise ValueError("the body is no JSON object")
+                self._answer(200, server.call(self.path.strip("/"), body))
+            except (KeyError, ValueError, FileNotFoundError, TransferError) as error:
                 self._answer(400, {"error": f"{type(error).__name__}: {error}"})
             except Exception as error:
                 self._answer(500, {"error": f"{type(error).__name__}: {error}"})
@@ -251,13 +286,14 @@ def listen(server: Server, host: str, port: int) -> ThreadingHTTPServer:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Calls come by the hundred: none is worth a line."""
 
-    http = ThreadingHTTPServer((host, port), Handler)
-    http.daemon_threads = True
+    http = _Calls((host, port), Handler)
     threading.Thread(target=http.serve_forever, name="calls", daemon=True).start()
     return http

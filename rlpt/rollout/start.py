@@ -3,8 +3,11 @@
 import copy
 import os
 import secrets
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -14,9 +17,11 @@ from rlpt.config import PolicyConfig, RunConfig, ThoughtConfig, longest_branch
 from rlpt.console import say
 from rlpt.engines import EngineConfig, VLLMConfig
 from rlpt.policy.load import Blueprint, blueprint, meta_model
+from rlpt.rollout.broadcasting import own_address
 from rlpt.rollout.client import EngineClient
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.fleet import Fleet, together
+from rlpt.rollout.live import BroadcastPublisher, IPCPublisher
 from rlpt.rollout.process import EngineProcess
 from rlpt.rollout.publishing import DirectoryPublisher, Publisher
 from rlpt.rollout.seat import Seat
@@ -53,7 +58,7 @@ def open_engine(
     seats = _seats(cfg.vllm, spec, folder, world)
     fleet = Fleet(
         seats,
-        _publisher(cfg.vllm, spec, folder, world),
+        _publisher(cfg.vllm, spec, seats, folder, world),
         plan.vocabulary.markers,
         thought,
         seed,
@@ -194,8 +199,49 @@ def _device(cfg: VLLMConfig, spec: EngineSpec, i: int) -> str | None:
     return str(cfg.devices[number])
 
 
-def _publisher(cfg: VLLMConfig, spec: EngineSpec, folder: Path, world: dist.World) -> Publisher:
-    return DirectoryPublisher(cfg.weights_dir or folder / "weights", spec.dtype, world)
+def _publisher(
+    cfg: VLLMConfig, spec: EngineSpec, seats: list[Seat], folder: Path, world: dist.World
+) -> Publisher:
+    """Collective. Raises UserError for a way that these engines cannot be reached by."""
+    way = _way(cfg, spec)
+    if way == "directory":
+        return DirectoryPublisher(cfg.weights_dir or folder / "weights", spec.dtype, world)
+    kind = BroadcastPublisher if way == "broadcast" else IPCPublisher
+    host = _own_host(cfg.addresses, world)
+    return kind(seats, spec.dtype, host, cfg.timeout_seconds, world)
+
+
+def _way(cfg: VLLMConfig, spec: EngineSpec) -> str:
+    colocated = cfg.placement == "colocated"
+    if cfg.publish == "auto":
+        own_gpu = colocated and spec.device == "cuda" and cfg.weights_dir is None
+        return "ipc" if own_gpu else "directory"
+    if cfg.publish == "ipc" and spec.device == "cpu":
+        raise UserError(
+            "engine.vllm.publish = 'ipc' shares the memory of a GPU, and there is none; use 'directory'"
+        )
+    if cfg.publish == "broadcast" and colocated and spec.device == "cuda":
+        raise UserError(
+            "engine.vllm.publish = 'broadcast' needs a GPU for each of its members (NCCL), and colocated engines "
+            "share the trainer's; use 'ipc' or 'directory'"
+        )
+    return cfg.publish
+
+
+def _own_host(addresses: Sequence[str], world: dist.World) -> str:
+    """The address of rank 0 as engines reach it: loopback where all run on its machine. Collective."""
+    machines = dist.gathered(socket.gethostname(), world)
+    hosts = [str(urlsplit(address).hostname) for address in addresses]
+    hosts += [machine for machine in machines if machine != machines[0]]
+    away = [host for host in hosts if host not in ("127.0.0.1", "localhost", "::1")]
+    found = "127.0.0.1"
+
+    def look() -> None:
+        nonlocal found
+        found = own_address(away[0], 9) if away and world.is_main else found
+
+    dist.together(look, world)
+    return dist.gathered(found, world)[0]
 
 
 def serve_engine(cfg: RunConfig, host: str, port: int) -> None:

@@ -1,8 +1,16 @@
-"""How weights get from a trainer to engine processes, one tensor at a time on either side.
+"""How weights get from a trainer to engine processes, in buckets of bounded size on either side.
 
 directory: safetensors files that every engine can read; always works. broadcast: from the first rank to all engines
 through a process group of their own (NCCL between GPUs, gloo between CPUs). ipc: handles of the trainer's CUDA memory,
-for engines on the same GPU.
+for engines on the same GPU. spare: what an engine that starts anew fetches where the last two were used.
+
+These are torch's own primitives. vLLM has an interface for this (`WeightTransferConfig(backend=...)`: nccl, ipc,
+sparse_nccl, sharded_rdt, nccl_m2n, modelexpress in 0.32), which is not used, for four reasons: none of its backends
+works on a CPU or through files (nccl is `PyNcclCommunicator`, ipc is `reduce_tensor` of CUDA tensors, and every update
+ends with `torch.accelerator.synchronize`); its dense backends start and finish an update with the layerwise reload,
+which leaves the head of a tied model on the old numbers where linears are packed, as vLLM does on a CPU; the trainer's
+half imports vLLM into the trainer; and over HTTP its ipc handles are a pickle, which has to be allowed by
+VLLM_ALLOW_INSECURE_SERIALIZATION.
 """
 
 import shutil
@@ -10,26 +18,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlpt.rollout import wire
-from rlpt.rollout.checksum import checksum
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BUCKET_BYTES = 1 << 28
-"""Most bytes of one file, unless a single tensor has more: what the writer holds at once."""
-
-
-def cast(named: Iterable[tuple[str, Tensor]], dtype: wire.DType) -> Iterator[tuple[str, Tensor]]:
-    """Masters are float32; engines get the dtype they compute in."""
-    for name, tensor in named:
-        yield name, tensor.to(DTYPES[dtype]).contiguous()
-
-
-def described(name: str, tensor: Tensor) -> wire.Tensor:
-    return wire.Tensor(name=name, shape=tuple(tensor.shape), checksum=checksum(tensor))
+from rlpt.rollout import buckets, cuda_ipc, spare, wire
+from rlpt.rollout.broadcasting import WeightGroup
+from rlpt.rollout.buckets import Bucket, TransferError, bytes_of, described
 
 
 def write_directory(named: Iterable[tuple[str, Tensor]], folder: Path) -> list[wire.Tensor]:
@@ -41,17 +36,13 @@ def write_directory(named: Iterable[tuple[str, Tensor]], folder: Path) -> list[w
     tensors: list[wire.Tensor] = []
     bucket: dict[str, Tensor] = {}
     for name, tensor in named:
-        if bucket and _bytes(*bucket.values(), tensor) > BUCKET_BYTES:
+        if bucket and bytes_of([*bucket.values(), tensor]) > buckets.BUCKET_BYTES:
             _save(bucket, temporary)
         tensors.append(described(name, tensor))
         bucket[name] = tensor.cpu()
     _save(bucket, temporary)
     temporary.rename(folder)
     return tensors
-
-
-def _bytes(*tensors: Tensor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _save(bucket: dict[str, Tensor], folder: Path) -> None:
@@ -67,11 +58,57 @@ def read_directory(folder: Path) -> Iterator[tuple[str, Tensor]]:
             f"{folder}: no weights there; is the folder visible from the engine's machine?"
         )
     for path in files:
-        with safe_open(path, "pt") as held:
-            for name in held.keys():  # noqa: SIM118
-                yield name, held.get_tensor(name)
+        try:
+            with safe_open(path, "pt") as held:
+                for name in held.keys():  # noqa: SIM118
+                    yield name, held.get_tensor(name)
+        except SafetensorError as error:
+            raise TransferError(f"{path}: damaged: {error}") from error
 
 
-def read(message: wire.Publish) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of one publication, as the engine's process gets at them."""
-    return read_directory(Path(message.place))
+class Receiver:
+    """The engine's side: the tensors of one publication, however they travel."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self._group: WeightGroup | None = None
+
+    @property
+    def group_name(self) -> str:
+        """Of the group that broadcasts come through; empty where there is none, or it is broken."""
+        group = self._group
+        return group.name if group is not None else ""
+
+    def join(self, message: wire.Join) -> None:
+        """Leave the old group and form a new one. Raises TransferError where the others do not come in time."""
+        self._leave()
+        self._group = WeightGroup(message, self.device)
+
+    def read(self, message: wire.Publish) -> Iterator[tuple[str, Tensor]]:
+        if message.transport == "directory":
+            yield from read_directory(Path(message.place))
+            return
+        for bucket in self._buckets(message):
+            yield from bucket.tensors()
+
+    def _buckets(self, message: wire.Publish) -> Iterator[Bucket]:
+        if message.transport == "spare":
+            yield from spare.fetch(message.place, message.secret, message.seconds)
+        elif message.transport == "broadcast":
+            yield from self._broadcast(message.place)
+        elif message.bucket is not None and message.handle is not None:
+            yield cuda_ipc.copied(message.handle, message.bucket)
+
+    def _broadcast(self, name: str) -> Iterator[Bucket]:
+        if self._group is None or self._group.name != name:
+            raise TransferError(f"the engine is in group {self.group_name!r}, not in {name!r}")
+        try:
+            yield from self._group.received()
+        except TransferError:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            group.close()

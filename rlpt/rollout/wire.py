@@ -122,13 +122,55 @@ class Tensor(Strict):
     checksum: int
 
 
+class Header(Strict):
+    """What the numbers of one bucket are, in order."""
+
+    dtype: DType
+    tensors: tuple[Tensor, ...]
+
+
+class Join(Strict):
+    """Form a group with the trainer's first rank (0) and other engines. Only weights go through it."""
+
+    name: str
+    host: str
+    port: Count
+    rank: Count
+    size: Positive
+    seconds: Rate
+    """Longest wait for the others, and later for each of their messages."""
+
+
+class Handle(Strict):
+    """Memory of the trainer on the GPU that both use, as CUDA names it; bytes are in hexadecimal."""
+
+    gpu: str
+    memory: str
+    size: Count
+    offset: Count
+    counter: str
+    counter_offset: Count
+    event: str
+    event_sync: bool
+
+
 class Publish(Strict):
     version: int
-    transport: Literal["directory", "broadcast", "ipc"]
+    transport: Literal["directory", "spare", "broadcast", "ipc"]
     place: str = ""
-    """Folder of the safetensors files, or the file of the handles."""
+    """Folder of the safetensors files, address of the spare copy, or name of the group."""
+    secret: str = ""
+    """What the spare copy asks for."""
+    seconds: Rate = 120.0
+    """Longest wait for the next bucket."""
     tensors: tuple[Tensor, ...] = ()
-    """Known beforehand where the receiver must allocate."""
+    """All of them, where they are known beforehand."""
+    bucket: Header | None = None
+    handle: Handle | None = None
+    """ipc: one bucket, in memory that is the trainer's again with the answer."""
+    first: bool = True
+    last: bool = True
+    """Several calls make one publication; the engine stands still between them."""
 
 
 def job(ticket: str, prompt: Prompt, count: int, key: int, budget: int, prediction: int) -> Job:
