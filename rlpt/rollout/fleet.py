@@ -139,7 +139,7 @@ class Fleet:
         """Colocated on a GPU: weights and cache go, and come back with the next publish."""
         if self.sleeps:
             for seat in self.seats:
-                seat.client.sleep()
+                seat.rest()
             self.version = -1
 
     def counters(self) -> dict[str, float]:

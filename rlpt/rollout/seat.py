@@ -133,6 +133,14 @@ class Seat:
                 f"{len(message.tensors)} tensors differ)"
             )
 
+    def rest(self) -> None:
+        """Give its memory back until the next publication, even where it has to be started again for that."""
+        try:
+            self.client.sleep()
+        except EngineDownError as error:
+            self.revive(str(error))
+            self.client.sleep()
+
     # ---- death ---------------------------------------------------------------------------------
 
     def _or_revive(self, call: Callable[[], None]) -> None:
