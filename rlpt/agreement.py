@@ -88,6 +88,7 @@ def check_engine(
     world: dist.World,
     dtype: Dtype,
     tokens: int,
+    temperature: float = 1.0,
 ) -> Agreement:
     """Sample thoughts of up to 8 ``prompts`` with every rank's engine, score them and compare. Collective.
 
@@ -96,13 +97,14 @@ def check_engine(
     yet, and what has to change (dtype, head, model, address) stands in the configuration.
     """
     groups = generate(engine, prompts[:PROMPTS], GROUP, "agreement")
-    compared = list(_compared(groups, engine, policy, markers, world, tokens))
+    scorer = Scorer(policy, (markers.opener,), world, tokens, temperature=temperature)
+    compared = list(_compared(groups, engine, scorer, world))
     found = _reduced(compared, world)
     if (excess := found.excess(dtype)) is not None:
         raise UserError(
             f"engine: its log-probabilities are not the trainer's in {dtype}: {excess} over {found.tokens} tokens; "
             f"worst token: {found.worst}. Compare the engine's model, vocabulary, dtype and head dtype with the "
-            "policy's; it must ban the opener, and sample at temperature 1 without top-p and top-k"
+            "policy's; it must ban the opener, and sample at the run's temperature without top-p and top-k"
         )
     return found
 
@@ -110,13 +112,10 @@ def check_engine(
 def _compared(
     groups: Sequence[Group],
     engine: Engine,
-    policy: Policy,
-    markers: Markers,
+    scorer: Scorer,
     world: dist.World,
-    tokens: int,
 ) -> Iterator[Token]:
     """Every action, on both sides. The trainer removes the opener from the softmax, as in training."""
-    scorer = Scorer(policy, (markers.opener,), world, tokens)
     chosen = [
         (group.prompt, g, rollout) for group in groups for g, rollout in enumerate(group.rollouts)
     ]

@@ -137,10 +137,11 @@ def rollout_batch(
     layout: Layout,
     wanted: Wanted,
     version: int,
+    temperature: float = 1.0,
 ) -> RolloutBatch:
     """Pack the rollouts of whole groups; action rows leave out forced closers and the opener.
 
-    ``version`` is that of the weights which are trained.
+    ``version`` is that of the weights which are trained, ``temperature`` the one that actions were sampled at.
     """
     pairs = [_branch(group, g, wanted) for group in groups for g in range(len(group.rollouts))]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -152,7 +153,8 @@ def rollout_batch(
         for b, ((_, branch), kept) in enumerate(zip(pairs, at, strict=True))
     ]
     chosen = list(zip(rollouts, at, strict=True))
-    actions = rows(hidden, [r.ids[kept] for r, kept in chosen], (markers.opener,), device)
+    sampled = [r.ids[kept] for r, kept in chosen]
+    actions = rows(hidden, sampled, (markers.opener,), device, temperature)
     behaviour = concat_floats([r.logp[kept] for r, kept in chosen], device)
     current = np.concatenate([r.version[kept] == version for r, kept in chosen])
     held_out = wanted.continuations

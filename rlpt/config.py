@@ -103,6 +103,9 @@ class PromptConfig(Strict):
 class ThoughtConfig(Strict):
     budget_tokens: Positive = 16
     """Longest thought; a thought still open then gets a forced closer, which is not an action."""
+    temperature: Rate = 1.0
+    """What logits are divided by where a token is sampled, and in the trainer's probabilities of sampled tokens.
+    Held-out text is scored at 1."""
     prediction_tokens: Count = 0
     """Tokens the policy predicts after the closer; 0 for likelihood rewards."""
 

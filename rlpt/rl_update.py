@@ -188,6 +188,7 @@ class _Update:
             learner.policy.layout,
             wanted,
             self.version,
+            learner.temperature,
         )
 
         def read(readout: Readout) -> tuple[Tensor]:

@@ -139,7 +139,8 @@ class Session:
         prompts = held_out(split, cfg.prompts, markers, PROMPTS, cfg.seed, cfg.evaluation.domains)
         tokens = cfg.evaluation.batch_tokens
         found = check_engine(
-            self.engine, self._in_fp32(), prompts, markers, self.world, self.engine.dtype, tokens
+            *(self.engine, self._in_fp32(), prompts, markers, self.world, self.engine.dtype),
+            *(tokens, cfg.thought.temperature),
         )
         say(f"engine and trainer differ by at most {found.largest:.1g} nats", self.world.is_main)
 
@@ -185,6 +186,7 @@ class Session:
             self.markers,
             self.world,
             self.cfg.seed,
+            self.cfg.thought.temperature,
         )
         work = (
             self._next_token(stage, learner)

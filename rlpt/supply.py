@@ -114,7 +114,7 @@ class Supply:
         return -(-self.share // self.rollout.max_reuse)
 
     def _again(self, step: int) -> list[Lot]:
-        """Those kept longest, up to the share that leaves every document `max_reuse` uses; too old ones go."""
+        """The first of those kept, up to the share that leaves every document `max_reuse` uses; too old ones go."""
         self.kept = deque(
             lot for lot in self.kept if step - lot.oldest <= self.rollout.oldest_reused
         )
@@ -184,6 +184,8 @@ class Supply:
         for lot in batch.lots:
             lot.uses += 1
         self.kept += [lot for lot in batch.lots if lot.uses < self.rollout.max_reuse]
+        # In an order that a checkpoint has, too: a resumed run takes them up as this one would have.
+        self.kept = deque(sorted(self.kept, key=lambda lot: lot.position))
 
     def close(self) -> None:
         """The stage is over."""

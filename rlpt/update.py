@@ -37,6 +37,8 @@ class Learner:
     markers: Markers
     world: dist.World
     seed: int
+    temperature: float = 1.0
+    """At which thoughts are sampled."""
 
 
 @dataclass(frozen=True)

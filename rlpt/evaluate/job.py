@@ -151,7 +151,11 @@ def _check(
     assert config.prompts, "resolve the configuration first"
     cfg, split = config.evaluation, folder.split(config.evaluation.split)
     prompts = held_out(split, config.prompts, markers, PROMPTS, config.seed, cfg.domains)
-    check_engine(engine, policy, prompts, markers, world, engine.dtype, cfg.batch_tokens)
+    assert config.thought, "resolve the configuration first"
+    check_engine(
+        *(engine, policy, prompts, markers, world, engine.dtype, cfg.batch_tokens),
+        config.thought.temperature,
+    )
 
 
 def evaluate_subject(

@@ -58,7 +58,7 @@ class WeightGroup:
             store = PrefixStore(join.name, store)
             _assemble(store, join)
             make = _nccl if device.type == "cuda" else _gloo
-            self._group = make(store, join, limit)
+            self._group: Any = make(store, join, limit)
 
     # ---- sender --------------------------------------------------------------------------------
 
@@ -101,7 +101,10 @@ class WeightGroup:
 
     def close(self) -> None:
         """Break off: the others' calls end."""
-        self._group.abort()
+        group, self._group = self._group, None
+        if group is not None:
+            # An aborted group still holds its connections: they close when nobody refers to it any more.
+            group.abort()
 
     def _sizes(self, header_len: int, count: int) -> Tensor:
         return torch.tensor([header_len, count], dtype=torch.int64, device=self.device)

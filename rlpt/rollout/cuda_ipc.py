@@ -18,7 +18,7 @@ def shared(payload: Tensor) -> Handle:
         payload.untyped_storage()._share_cuda_()
     )
     return Handle(
-        gpu=_gpu(payload.device.index), memory=memory.hex(), size=size, offset=offset,
+        gpu=_gpu(payload.device), memory=memory.hex(), size=size, offset=offset,
         counter=counter.hex(), counter_offset=counter_offset, event=event.hex(), event_sync=event_sync,
     )  # fmt: skip
 
@@ -26,7 +26,7 @@ def shared(payload: Tensor) -> Handle:
 def copied(handle: Handle, header: Header) -> Bucket:
     """The bucket behind a handle, in memory of the engine. Raises TransferError on another GPU."""
     index = torch.cuda.current_device()
-    if (here := _gpu(index)) != handle.gpu:
+    if (here := _gpu(torch.device("cuda", index))) != handle.gpu:
         raise TransferError(
             f"the trainer's memory is on GPU {handle.gpu}, the engine runs on {here}; set "
             "engine.vllm.publish = 'directory'"
@@ -46,6 +46,6 @@ def released() -> None:
     torch.cuda.ipc_collect()
 
 
-def _gpu(index: int) -> str:
+def _gpu(device: torch.device) -> str:
     """The same in both processes, whatever CUDA_VISIBLE_DEVICES makes of its number."""
-    return str(torch.cuda.get_device_properties(index).uuid)
+    return str(torch.cuda.get_device_properties(device).uuid)

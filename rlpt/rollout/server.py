@@ -223,7 +223,12 @@ class Server:
             self._received = {tensor.name: tensor.shape for tensor in message.tensors}
             # Asleep, the weights have no memory to be loaded into; the cache gets its own when they are there.
             self.backend.wake("weights")
-        self.backend.load(self._noted(message), message.version if message.last else -1)
+        try:
+            self.backend.load(self._noted(message), message.version if message.last else -1)
+        except Exception:
+            # The others of a group would wait for this engine.
+            self._receiver.leave()
+            raise
         if not message.last:
             return {}
         found = self.backend.checksums(self._received)

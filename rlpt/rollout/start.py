@@ -50,7 +50,9 @@ def open_engine(
             *(plan.config, plan.layout, plan.vocabulary.markers, thought, seed),
             *(cfg.prompts_per_batch, world.device),
         )
-    spec = specification(cfg.vllm, policy, plan, longest, tokenizer, folder, seed, world.device)
+    spec = specification(
+        cfg.vllm, policy, plan, thought, longest, tokenizer, folder, seed, world.device
+    )
     check_memory(plan.config, spec)
     if world.is_main:
         write_model(plan, Path(spec.model))
@@ -86,6 +88,7 @@ def specification(
     cfg: VLLMConfig,
     policy: PolicyConfig,
     plan: Blueprint,
+    thought: ThoughtConfig,
     longest: int,
     tokenizer: str,
     folder: Path,
@@ -106,6 +109,7 @@ def specification(
         dtype=dtype,
         # Without a lower precision below it there is nothing to lift.
         head_dtype="model" if dtype == "float32" else cfg.head_dtype,
+        temperature=thought.temperature,
         kv_cache_gib=cfg.kv_cache_gib,
         max_sequences=cfg.max_sequences,
         device="cuda" if cuda else "cpu",
@@ -262,6 +266,7 @@ def serve_engine(cfg: RunConfig, host: str, port: int) -> None:
         vllm,
         cfg.policy,
         plan,
+        cfg.thought,
         longest_branch(cfg.prompts, cfg.thought),
         tokenizer,
         folder,

@@ -81,7 +81,7 @@ class Receiver:
 
     def join(self, message: wire.Join) -> None:
         """Leave the old group and form a new one. Raises TransferError where the others do not come in time."""
-        self._leave()
+        self.leave()
         self._group = WeightGroup(message, self.device)
 
     def read(self, message: wire.Publish) -> Iterator[tuple[str, Tensor]]:
@@ -102,13 +102,10 @@ class Receiver:
     def _broadcast(self, name: str) -> Iterator[Bucket]:
         if self._group is None or self._group.name != name:
             raise TransferError(f"the engine is in group {self.group_name!r}, not in {name!r}")
-        try:
-            yield from self._group.received()
-        except TransferError:
-            self._leave()
-            raise
+        yield from self._group.received()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Break off: the others' calls end."""
         group, self._group = self._group, None
         if group is not None:
             group.close()
