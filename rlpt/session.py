@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlpt import checkpoint, dist
-from rlpt.agreement import PROMPTS, check_engine
+from rlpt.agreement import PROMPTS, Dtype, check_engine
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig, longest_branch
 from rlpt.console import say
@@ -18,7 +18,7 @@ from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.job import Subject, evaluate_subject
 from rlpt.frames import Framer
-from rlpt.mismatch import verdict
+from rlpt.mismatch import ROUNDING, verdict
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
@@ -316,7 +316,8 @@ class Session:
         log-probabilities and the trainer's are further apart than `mismatch.halt` allows.
         """
         means = reduced(stepped.sums, stepped.extremes, self.world) | values
-        dtype = self.cfg.policy.compute_dtype
+        sides: tuple[Dtype, ...] = (self.cfg.policy.compute_dtype, self.engine.dtype)
+        dtype = max(sides, key=ROUNDING.__getitem__)
         warnings, halts = verdict(means, self.cfg.mismatch, dtype)
         if stepped.extremes:
             means["mismatch/warnings"] = float(len(warnings))

@@ -84,7 +84,8 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
     progress.cursor = taken
     values = {"loss/grad_norm": stepped.grad_norm, "time/step": time.perf_counter() - started}
     if isinstance(stage, RLStage):
-        values |= session.engine.counters()
+        waited = stepped.sums.get("time/wait", (0.0, 1.0))[0]
+        values |= session.engine.counters() | {"trainer/idle_share": waited / values["time/step"]}
     return session.metrics(stage.name, progress.step, stepped, values)
 
 

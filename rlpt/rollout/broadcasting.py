@@ -6,6 +6,7 @@ gloo the others end at once; with NCCL they end with their timeouts. NCCL: not y
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -127,7 +128,8 @@ class WeightGroup:
             raise
         # What torch raises here: DistError and others are RuntimeErrors, a refused connection is an OSError.
         except (RuntimeError, OSError) as error:
-            reason = str(error).partition("\n")[0]
+            # Without the line of torch's own source before it, and the advice after it.
+            reason = re.sub(r"^\[\S+:\d+\] ", "", str(error)).partition("\n")[0].partition(". ")[0]
             raise TransferError(f"group {self.name}, {call} {self._at}: {reason}") from error
 
 

@@ -70,12 +70,14 @@ class LivePublisher:
         """False where an engine died: that excuses those that it let down. Raises RuntimeError where something failed
         and all live. Collective."""
         failures = [one for one in outcomes.values() if isinstance(one, RuntimeError)]
-        mine = [(str(one), isinstance(one, EngineDownError)) for one in failures]
+        mine = [(_said(one), isinstance(one, EngineDownError)) for one in failures]
         everyones = [
             (f"rank {rank}: {text}", down)
             for rank, each in enumerate(dist.gathered(mine, self.world))
             for text, down in each
         ]
+        # Causes first: that others received nothing follows from them.
+        everyones.sort(key=lambda row: TransferError.__name__ in row[0])
         deaths = [text for text, down in everyones if down]
         if everyones and not deaths:
             raise RuntimeError(f"{call}: {'; '.join(text for text, _ in everyones)}")
@@ -244,6 +246,12 @@ def _calling(
     with ThreadPoolExecutor(max(1, len(seats)), thread_name_prefix="weights") as pool:
         futures = {seat.name: pool.submit(call, seat) for seat in seats}
         yield lambda: {name: _outcome(future) for name, future in futures.items()}
+
+
+def _said(error: RuntimeError) -> str:
+    """Engines' errors say where they are from."""
+    own = isinstance(error, TransferError)
+    return f"{type(error).__name__}: {error}" if own else str(error)
 
 
 def _outcome(future: Future) -> Outcome:

@@ -91,6 +91,14 @@ def test_the_largest_difference_is_found_on_either_side() -> None:
     assert found["mismatch/ratio_min"] == pytest.approx(math.exp(-0.5))
 
 
+def test_ratios_that_are_all_below_one_have_a_largest_below_one() -> None:
+    """Neither padding nor rows of older weights count as a ratio of one."""
+    used_R, current_R = torch.tensor([True, True, False]), torch.tensor([True, False, True])
+    found = metrics_of(rows(-2.0, -1.5, 0.0), rows(-1.0, -1.0, 0.0), used_R, current_R)
+    assert found["mismatch/ratio_max"] == pytest.approx(math.exp(-0.5))
+    assert found["mismatch/current_max_abs_log_ratio"] == pytest.approx(1.0)
+
+
 def test_buckets_hold_every_token_once() -> None:
     """Edges belong to the bucket above; a log-probability that rounds to above 0 is a likely token."""
     behaviour_R = rows(math.log(0.01) - 1e-9, math.log(0.01) + 1e-9, math.log(0.5) + 1e-9, 1e-7)

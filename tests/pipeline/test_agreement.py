@@ -127,7 +127,8 @@ def on_ranks(shards_dir: Path, folder: Path, ranks: int) -> dict:
     out = folder / f"{ranks}.json"
     command = [sys.executable, *launcher, str(SCRIPT), str(shards_dir), str(out)]
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    # All of it: an abort says why long before torchrun's summary.
+    assert done.returncode == 0, done.stderr
     return json.loads(out.read_text())
 
 
