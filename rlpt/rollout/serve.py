@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,9 @@ def main() -> None:
         sys.exit(USER_MISTAKE)
     except Exception as error:
         _say(said, {"error": f"{type(error).__name__}: {error}"})
-        raise SystemExit(FAULT) from error
+        # For the log: what ends with SystemExit ends without one.
+        traceback.print_exc()
+        sys.exit(FAULT)
 
 
 def serve(spec: EngineSpec, host: str, port: int, started: Callable[[str], None]) -> None:
