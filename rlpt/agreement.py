@@ -11,11 +11,17 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from rlpt import dist
+from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.console import say
 from rlpt.mismatch import ROUNDING, mean_bound
+from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Pair, Scorer
+from rlpt.policy.selfcheck import check_layout, documents_to_check
+from rlpt.prompts import held_out
 from rlpt.rollout.engine import Engine, generate
 from rlpt.types import Branch, Group, Markers, Prompt, Rollout, concat
+from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -148,3 +154,43 @@ def _reduced(compared: Sequence[Token], world: dist.World) -> Agreement:
 def _distance(token: Token) -> float:
     """NaN is further than anything."""
     return math.inf if math.isnan(token.difference) else abs(token.difference)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is compared before a first step, on held-out documents of a configuration."""
+
+    cfg: RunConfig | EvalJobConfig
+    shards: ShardFolder
+    plan: Blueprint
+    world: dist.World
+
+    @property
+    def markers(self) -> Markers:
+        return self.plan.vocabulary.markers
+
+    def layout(self, policy: Policy) -> None:
+        """Hold a shared layout against one sequence at a time. ``policy`` computes in float32."""
+        if self.plan.layout != "shared":
+            return
+        cfg = self.cfg
+        assert cfg.prompts, "resolve the configuration first"
+        assert cfg.thought, "resolve the configuration first"
+        split = self.shards.split(cfg.evaluation.split)
+        prompts = documents_to_check(split, cfg.prompts, self.markers, cfg.seed)
+        error = check_layout(policy, prompts, self.markers, cfg.thought.budget_tokens, self.world)
+        say(f"shared and one by one differ by {error:.1g} nats", self.world.is_main)
+
+    def engine(self, engine: Engine, policy: Policy) -> None:
+        """Hold what a foreign engine says of its own tokens against the policy that was published to it."""
+        cfg = self.cfg
+        assert cfg.prompts, "resolve the configuration first"
+        assert cfg.thought, "resolve the configuration first"
+        split = self.shards.split(cfg.evaluation.split)
+        domains, tokens = cfg.evaluation.domains, cfg.evaluation.batch_tokens
+        prompts = held_out(split, cfg.prompts, self.markers, PROMPTS, cfg.seed, domains)
+        found = check_engine(
+            *(engine, policy, prompts, self.markers, self.world, engine.dtype),
+            *(tokens, cfg.thought.temperature),
+        )
+        say(f"engine and trainer differ by at most {found.largest:.1g} nats", self.world.is_main)

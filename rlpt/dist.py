@@ -14,6 +14,7 @@ import torch.distributed as torch_dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from rlpt.exits import FaultError
 from rlpt_data.strict import UserError
 
 
@@ -129,13 +130,16 @@ def barrier(world: World) -> None:
 
 def together(action: Callable[[], None], world: World) -> None:
     """Run an action on every rank; where one fails all raise and name it: nobody waits for the fallen. Collective."""
-    problem: str | None = None
+    problem: tuple[bool, str] | None = None
     try:
         action()
     except Exception as error:
         if world.size == 1:
             raise
-        problem = f"{type(error).__name__}: {error}"
-    for rank, text in enumerate(gathered(problem, world)):
-        if text is not None:
-            raise RuntimeError(f"rank {rank}: {text}")
+        known = isinstance(error, UserError | FaultError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        problem = (isinstance(error, UserError), text)
+    for rank, found in enumerate(gathered(problem, world)):
+        if found is not None:
+            mistake, text = found
+            raise (UserError if mistake else FaultError)(f"rank {rank}: {text}")

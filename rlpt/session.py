@@ -10,23 +10,23 @@ from typing import Any
 import torch
 
 from rlpt import checkpoint, dist
-from rlpt.agreement import PROMPTS, Dtype, check_engine
+from rlpt.agreement import Trial
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig, longest_branch
 from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.job import Subject, evaluate_subject
+from rlpt.exits import FaultError
 from rlpt.frames import Framer
-from rlpt.mismatch import ROUNDING, verdict
+from rlpt.mismatch import coarser, verdict
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.preflight import check_shares
-from rlpt.prompts import Stream, held_out, prompt_stream, window_stream
+from rlpt.prompts import Stream, prompt_stream, window_stream
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
@@ -110,39 +110,17 @@ class Session:
                 f"{self.cfg.run_dir}: holds a run already; use --resume auto or another run_dir"
             )
         progress = self.restored(steps[-1]) if steps else self._fresh()
-        self._check_layout()
-        self._check_engine(progress.step)
+        say(self.plan.note, self.world.is_main)
+        trial = Trial(self.cfg, self.shards, self.plan, self.world)
+        # A copy in float32 has no gradients of its own yet.
+        trial.layout(self._in_fp32().requires_grad_(True))
+        if not self.engine.is_reference:
+            self.publish(progress.step)
+            trial.engine(self.engine, self._in_fp32())
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
         return progress
-
-    def _check_layout(self) -> None:
-        """Say how documents are laid out, and hold a shared layout against one sequence at a time."""
-        cfg, markers = self.cfg, self.markers
-        say(self.plan.note, self.world.is_main)
-        if self.plan.layout == "shared":
-            split = self.shards.split(cfg.evaluation.split)
-            prompts = documents_to_check(split, cfg.prompts, markers, cfg.seed)
-            # A copy in float32 has no gradients of its own yet.
-            policy = self._in_fp32().requires_grad_(True)
-            error = check_layout(policy, prompts, markers, cfg.thought.budget_tokens, self.world)
-            say(f"shared and one by one differ by {error:.1g} nats", self.world.is_main)
-
-    def _check_engine(self, step: int) -> None:
-        """Hold what a foreign engine says of its own tokens against the trainer."""
-        if self.engine.is_reference:
-            return
-        cfg, markers = self.cfg, self.markers
-        self.publish(step)
-        split = self.shards.split(cfg.evaluation.split)
-        prompts = held_out(split, cfg.prompts, markers, PROMPTS, cfg.seed, cfg.evaluation.domains)
-        tokens = cfg.evaluation.batch_tokens
-        found = check_engine(
-            *(self.engine, self._in_fp32(), prompts, markers, self.world, self.engine.dtype),
-            *(tokens, cfg.thought.temperature),
-        )
-        say(f"engine and trainer differ by at most {found.largest:.1g} nats", self.world.is_main)
 
     def _fresh(self) -> Progress:
         if damaged := checkpoint.incomplete(self.cfg.run_dir):
@@ -235,8 +213,18 @@ class Session:
     def _supply(self, stage: RLStage, stream: Stream) -> Supply | SavedSupply:
         cfg = self.cfg
         if cfg.rollout.saved is not None:
+            own = cfg.rollout.saved.resolve() == cfg.run_dir.resolve()
             return SavedSupply(
-                *(cfg.rollout.saved, stream, cfg.prompts, stage, self.markers, cfg.seed, self.world)
+                *(
+                    cfg.rollout.saved,
+                    own,
+                    stream,
+                    cfg.prompts,
+                    stage,
+                    self.markers,
+                    cfg.seed,
+                    self.world,
+                )
             )
         own = longest_branch(cfg.prompts, cfg.thought) - cfg.prompts.context_tokens
         return Supply(
@@ -312,12 +300,11 @@ class Session:
     def metrics(
         self, stage: str, step: int, stepped: Stepped, values: dict[str, float]
     ) -> dict[str, float]:
-        """Sums and extremes over ranks, one line of metrics.jsonl. Raises RuntimeError where the engine's
+        """Sums and extremes over ranks, one line of metrics.jsonl. Raises FaultError where the engine's
         log-probabilities and the trainer's are further apart than `mismatch.halt` allows.
         """
         means = reduced(stepped.sums, stepped.extremes, self.world) | values
-        sides: tuple[Dtype, ...] = (self.cfg.policy.compute_dtype, self.engine.dtype)
-        dtype = max(sides, key=ROUNDING.__getitem__)
+        dtype = coarser(self.cfg.policy.compute_dtype, self.engine.dtype)
         warnings, halts = verdict(means, self.cfg.mismatch, dtype)
         if stepped.extremes:
             means["mismatch/warnings"] = float(len(warnings))
@@ -328,7 +315,7 @@ class Session:
                 say(f"{where}: {line}", self.world.is_main)
         self.warned |= warnings.keys()
         if halts:
-            raise RuntimeError(f"{where}: {'; '.join(halts.values())}; the last checkpoint is kept")
+            raise FaultError(f"{where}: {'; '.join(halts.values())}; the last checkpoint is kept")
         return means
 
     def close(self) -> None:

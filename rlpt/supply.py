@@ -8,7 +8,7 @@ another time), or dropped and counted.
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -216,11 +216,15 @@ class Supply:
 
 
 class SavedSupply:
-    """Every step's groups as another run wrote them: no engine samples anything."""
+    """Every step's groups as a run wrote them: no engine samples anything.
+
+    Another run's (``own`` false) come from weights that this one never had: their versions are none of its own.
+    """
 
     def __init__(
         self,
         run_dir: Path,
+        own: bool,
         stream: Stream,
         cfg: PromptConfig,
         stage: RLStage,
@@ -229,6 +233,7 @@ class SavedSupply:
         world: dist.World,
     ) -> None:
         self.run_dir = run_dir
+        self.own = own
         self.stream = stream
         self.cfg = cfg
         self.stage = stage
@@ -256,7 +261,10 @@ class SavedSupply:
         ]
         self.next += self.stage.documents_per_step
         groups = [group for lot in lots for group in lot.groups or ()]
-        return Batch([lot.position for lot in lots], groups, _ages(groups, step), lots)
+        positions = [lot.position for lot in lots]
+        if not self.own:
+            return Batch(positions, [foreign(group) for group in groups], {}, lots)
+        return Batch(positions, groups, _ages(groups, step), lots)
 
     def trained(self, batch: Batch) -> None:
         """Saved groups are trained as often as they were saved."""
@@ -269,6 +277,12 @@ class SavedSupply:
 
     def close(self) -> None:
         """Nothing is under way."""
+
+
+def foreign(group: Group) -> Group:
+    """A group whose tokens no version of this run sampled."""
+    rollouts = (replace(r, version=np.full_like(r.version, -1)) for r in group.rollouts)
+    return Group(group.prompt, tuple(rollouts))
 
 
 def groups_path(run_dir: Path, step: int) -> Path:

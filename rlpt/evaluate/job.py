@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlpt import checkpoint, dist
-from rlpt.agreement import PROMPTS, check_engine
+from rlpt.agreement import Trial
 from rlpt.config import (
     EvalJobConfig,
     PolicyConfig,
@@ -21,9 +21,7 @@ from rlpt.evaluate.evaluation import Evaluation, evaluate
 from rlpt.evaluate.records import write_parquet
 from rlpt.evaluate.summary import Resampling, Unit
 from rlpt.policy import load
-from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.prompts import held_out, held_out_windows
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
@@ -124,38 +122,17 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
         tokenizer = str(folder.manifest.tokenizer_hash)
         checkpoint.load_weights(checkpoint.find(config.run), policy, tokenizer)
     markers, tokens = plan.vocabulary.markers, config.evaluation.batch_tokens
-    if plan.layout == "shared":
-        split = folder.split(config.evaluation.split)
-        chosen = documents_to_check(split, config.prompts, markers, config.seed)
-        check_layout(policy, chosen, markers, config.thought.budget_tokens, world)
+    trial = Trial(config, folder, plan, world)
+    trial.layout(policy)
     engine = open_engine(
         *(config.engine, config.policy, plan, config.thought, longest),
         *(str(folder.manifest.tokenizer_hash), config.out_dir / "engine", config.seed, world),
     )
     sync.publish(policy, engine, 0)
     if not engine.is_reference:
-        _check(engine, policy, config, folder, markers, world)
+        trial.engine(engine, policy)
     scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
     return Subject(scorer, engine, markers, unbanned)
-
-
-def _check(
-    engine: Engine,
-    policy: Policy,
-    config: EvalJobConfig,
-    folder: ShardFolder,
-    markers: Markers,
-    world: dist.World,
-) -> None:
-    """Hold what a foreign engine says of its own tokens against the policy."""
-    assert config.prompts, "resolve the configuration first"
-    cfg, split = config.evaluation, folder.split(config.evaluation.split)
-    prompts = held_out(split, config.prompts, markers, PROMPTS, config.seed, cfg.domains)
-    assert config.thought, "resolve the configuration first"
-    check_engine(
-        *(engine, policy, prompts, markers, world, engine.dtype, cfg.batch_tokens),
-        config.thought.temperature,
-    )
 
 
 def evaluate_subject(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rlpt.console import say
+from rlpt.exits import FaultError
 from rlpt.rollout.client import EngineClient, EngineDownError
 from rlpt.rollout.process import EngineProcess
 from rlpt.rollout.wire import EngineSpec, Finished, Job, Publish
@@ -127,7 +128,7 @@ class Seat:
         wrong = [t for t in message.tensors if found.get(t.name) != t.checksum]
         if wrong:
             first = wrong[0]
-            raise RuntimeError(
+            raise FaultError(
                 f"engine {self.client.address}, call publish, version {message.version}: tensor {first.name} has "
                 f"checksum {found.get(first.name)}, the trainer's has {first.checksum} ({len(wrong)} of "
                 f"{len(message.tensors)} tensors differ)"
@@ -155,7 +156,7 @@ class Seat:
         while True:
             self.restarts += 1
             if self.restarts > self.max_restarts:
-                raise RuntimeError(
+                raise FaultError(
                     f"{reason}; it was restarted {self.max_restarts} times (engine.vllm.max_restarts)"
                 )
             say(f"{self.name}: {reason}; starting it again")
@@ -192,7 +193,7 @@ class Seat:
                 return
             except EngineDownError as error:
                 if time.monotonic() > deadline:
-                    raise RuntimeError(
+                    raise FaultError(
                         f"{error}; it did not come back within {self.start_seconds:g} s (engine.vllm.start_seconds)"
                     ) from error
                 time.sleep(1.0)
