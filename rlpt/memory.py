@@ -41,7 +41,7 @@ class Memory:
     activation_bytes: int
     head_bytes: int
     cache_bytes: int
-    """Of the reference engine, before the update."""
+    """Of the reference engine before the update, or what one vLLM engine keeps for itself."""
 
     @property
     def peak_bytes(self) -> int:
@@ -57,6 +57,8 @@ def step_memory(
     cache = 0
     if isinstance(stage, RLStage):
         cache = cache_bytes(documents(cfg, stage, ranks), config, layout)
+        if cfg.engine.kind == "vllm":
+            cache = int(cfg.engine.vllm.kv_cache_gib * 2**30)
     return Memory(
         tokens,
         activation_bytes(config, tokens, cfg),
