@@ -104,7 +104,7 @@ class WeightGroup:
         """Break off: the others' calls end."""
         group, self._group = self._group, None
         if group is not None:
-            # An aborted group still holds its connections: they close when nobody refers to it any more.
+            # NCCL lets go with this; gloo's connections close when nobody refers to the group any more.
             group.abort()
 
     def _sizes(self, header_len: int, count: int) -> Tensor:

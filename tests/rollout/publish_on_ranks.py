@@ -73,6 +73,7 @@ def twice(rank: Rank, world: dist.World) -> dict[str, Any]:
     whole = sum(parameter.numel() for parameter in rank.lm.parameters())
     return {
         "versions": versions, "differ": differ, "messages_agree": all(agree),
+        "loads": [call for call in rank.process.now.backend.calls if call.startswith("load")],
         "shards": "half of it" if own * 2 == whole else f"{own} of {whole}",
     }  # fmt: skip
 

@@ -482,6 +482,7 @@ def test_engines_of_all_ranks_get_the_whole_of_a_sharded_policy(ranks, way: str)
         assert rank[way]["versions"] == [1, 2]
         assert rank[way]["differ"] == []
         assert rank[way]["messages_agree"]
+        assert rank[way]["loads"] == ["load 1", "load 2"]
 
 
 def test_an_engine_of_the_second_rank_comes_back_during_a_step(ranks) -> None:
@@ -499,7 +500,7 @@ def test_what_fails_on_one_rank_fails_on_both_and_names_it(ranks, case: str) -> 
     first, second = (rank[case] for rank in ranks)
     assert first == second
     wanted = {
-        "damaged": "rank 1: RuntimeError: engine http://",
+        "damaged": "rank 1: engine http://",
         "full_disk": "rank 0: OSError: full",
     }
     assert first.startswith(wanted[case])
