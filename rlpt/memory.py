@@ -84,7 +84,7 @@ def activation_bytes(config: Any, tokens: int, cfg: RunConfig) -> int:
     """What autograd keeps of the body until the backward: every block's tensors, or with checkpoints every block's
     input and one block's tensors; the last norm's, and the hidden states that the head reads.
     """
-    compute = 2 if cfg.policy.compute_dtype == "bfloat16" else FLOAT
+    compute = FLOAT if cfg.policy.compute_dtype == "float32" else 2
     width, layers = config.hidden_size, config.num_hidden_layers
     block = block_bytes(config, compute)
     kept = layers * block

@@ -196,7 +196,7 @@ class _Update:
             return (self._loss(readout, batch, advantage_PG, self.weight_PG[part]),)
 
         (loss,) = learner.policy(batch.packed, read)
-        (loss * learner.world.size).backward()
+        learner.backward(loss)
         add(self.sums, {"tokens/train": (float(batch.packed.num_tokens), 0.0)})
 
     def _loss(

@@ -36,7 +36,7 @@ from rlpt.runlog import RunLog, has_work, read_journal
 from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.supply import SavedSupply, Supply
 from rlpt.types import Markers
-from rlpt.update import Learner, Stepped, reduced
+from rlpt.update import Learner, LossScale, Stepped, reduced
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
@@ -62,6 +62,7 @@ class Work:
         return held | {
             "optimizer": (self.learner.policy, self.learner.optimizer),
             "rng": {"torch": torch.get_rng_state()},
+            "loss_scale": {"state": self.learner.scale.state},
         }
 
     def close(self) -> None:
@@ -165,6 +166,7 @@ class Session:
             self.world,
             self.cfg.seed,
             self.cfg.thought.temperature,
+            LossScale(self.cfg.policy.compute_dtype),
         )
         work = (
             self._next_token(stage, learner)

@@ -83,6 +83,8 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
     taken = work.supply.next if work.supply else progress.cursor + stage.documents_per_step
     progress.cursor = taken
     values = {"loss/grad_norm": stepped.grad_norm, "time/step": time.perf_counter() - started}
+    if work.learner.scale.moves:
+        values["loss/scale"] = work.learner.scale.value
     if isinstance(stage, RLStage):
         waited = stepped.sums.get("time/wait", (0.0, 1.0))[0]
         values |= session.engine.counters() | {"trainer/idle_share": waited / values["time/step"]}

@@ -155,9 +155,9 @@ def test_thoughts_of_another_seed_or_other_cuts_are_refused(stream: Stream) -> N
 # ---- training on saved groups ----------------------------------------------------------------------
 
 
-def saved(run_dir: Path, stream: Stream, world: dist.World) -> SavedSupply:
+def saved(run_dir: Path, stream: Stream, world: dist.World, own: bool = True) -> SavedSupply:
     stage = RLStage(kind="rl", name="rl", steps=5, documents_per_step=4, group_size=3)
-    return SavedSupply(run_dir, stream, CFG, stage, MARKERS, SEED, world)
+    return SavedSupply(run_dir, own, stream, CFG, stage, MARKERS, SEED, world)
 
 
 @pytest.fixture
@@ -182,6 +182,19 @@ def test_a_step_is_trained_on_what_was_saved_for_it(run_dir: Path, stream: Strea
         supply.trained(batch)
         assert supply.next == 4 * step
         assert supply.rows() == []
+
+
+def test_groups_of_another_run_are_of_no_version_of_this_one(run_dir: Path, stream: Stream) -> None:
+    world = dist.World(0, 1, torch.device("cpu"))
+    mine, foreign = (saved(run_dir, stream, world, own).take(0, 5) for own in (True, False))
+    assert foreign.positions == mine.positions
+    assert foreign.sums == {}
+    assert mine.sums["staleness/mean"][1] > 0
+    for one, other in zip(foreign.groups, mine.groups, strict=True):
+        for rollout, known in zip(one.rollouts, other.rollouts, strict=True):
+            assert set(rollout.version.tolist()) == {-1}
+            assert rollout.ids.tolist() == known.ids.tolist()
+            assert rollout.logp.tobytes() == known.logp.tobytes()
 
 
 def test_ranks_share_what_was_saved(run_dir: Path, stream: Stream) -> None:

@@ -208,7 +208,7 @@ class Watched(Run):
 def runs(stream: Stream) -> list[Watched]:
     """Of drawn configurations, engines and steps."""
     found = []
-    for seed in range(16):
+    for seed in range(24):
         cfg, documents, pace = drawn_config(seed)
         found.append(Watched(stream, cfg, stage_of(documents, 60), seed=seed, pace=pace).watch())
     return found
