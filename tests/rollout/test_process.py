@@ -118,6 +118,8 @@ def parents(fake, tmp_path: Path) -> Iterator[dict[str, tuple[subprocess.Popen, 
         started[name] = subprocess.Popen(
             [sys.executable, str(PARENT), str(folder), how],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            # A shell starts what it puts in the background with Ctrl-C ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
     engines: dict[str, int] = {}
     try:
