@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlpt import dist
 from rlpt.console import say
+from rlpt.exits import FaultError
 from rlpt.rollout import cuda_ipc, wire
 from rlpt.rollout.broadcasting import WeightGroup, open_store
 from rlpt.rollout.buckets import Bucket, TransferError, buckets
@@ -67,7 +68,7 @@ class LivePublisher:
         raise NotImplementedError
 
     def _all_well(self, outcomes: dict[str, Outcome], call: str) -> bool:
-        """False where an engine died: that excuses those that it let down. Raises RuntimeError where something failed
+        """False where an engine died: that excuses those that it let down. Raises FaultError where something failed
         and all live. Collective."""
         failures = [one for one in outcomes.values() if isinstance(one, RuntimeError)]
         mine = [(_said(one), isinstance(one, EngineDownError)) for one in failures]
@@ -80,7 +81,7 @@ class LivePublisher:
         everyones.sort(key=lambda row: TransferError.__name__ in row[0])
         deaths = [text for text, down in everyones if down]
         if everyones and not deaths:
-            raise RuntimeError(f"{call}: {'; '.join(text for text, _ in everyones)}")
+            raise FaultError(f"{call}: {'; '.join(text for text, _ in everyones)}")
         if deaths:
             say(f"{call}: {'; '.join(deaths)}", self.world.is_main)
         return not deaths

@@ -1,4 +1,4 @@
-"""What test_publishing.py runs under torchrun: a sharded policy, and one fake engine on each rank.
+"""What test_publishing_ranks.py runs under torchrun: a sharded policy, and one fake engine on each rank.
 
 Each rank writes what it found as JSON: publish_on_ranks.py OUT
 """

@@ -1,32 +1,23 @@
-"""Publications of one rank and of several: every engine ends with the trainer's weights, or all ranks say why not."""
+"""Publications of one rank: every engine ends with the trainer's weights, whatever dies, or the run says why not."""
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from rlpt import dist
-from rlpt.engines import VLLMConfig
 from rlpt.rollout import buckets as packing
-from rlpt.rollout import cuda_ipc, start
+from rlpt.rollout import cuda_ipc
 from rlpt.rollout import server as serving
 from rlpt.rollout.checksum import checksum
 from rlpt.rollout.client import EngineClient
 from rlpt.rollout.live import BroadcastPublisher, IPCPublisher, LivePublisher
 from rlpt.rollout.publishing import DirectoryPublisher, Publisher
 from rlpt.rollout.seat import Seat
-from rlpt.rollout.server import Server
-from rlpt.rollout.vllm_engine import VLLMBackend
 from rlpt.rollout.wire import Handle, Header, Job, Publish
-from rlpt_data.strict import UserError
 
 SCRIPT = Path(__file__).with_name("publish_on_ranks.py")
 ALONE = dist.World(0, 1, torch.device("cpu"))
@@ -50,13 +41,13 @@ def seats(fake) -> Iterator:
     """Seats whose fake engines compute in bfloat16; ``prepare`` gets each new backend and the count of starts."""
     made: list[Seat] = []
 
-    def several(count: int, prepare=None, publishes: bool = True) -> list[Seat]:
+    def several(count: int, prepare=None) -> list[Seat]:
         spec = fake.specification(dtype="bfloat16")
         for _ in range(count):
             name = f"engine {len(made)}"
             process = fake.FakeProcess(spec, prepare)
             client = EngineClient("", fake.TOKEN, "rank", SECONDS)
-            made.append(Seat(name, spec, client, process, 1.0, 3, publishes))
+            made.append(Seat(name, spec, client, process, 1.0, 3))
             process.start()
             made[-1].open()
         return made[-count:]
@@ -82,8 +73,7 @@ def published(publisher: Publisher, seats: list[Seat], version: int) -> Publish:
 
 def assert_there(seat: Seat, version: int) -> None:
     held = backend(seat).weights
-    assert backend(seat).version == version
-    assert held.keys() == SHAPES.keys()
+    assert (backend(seat).version, held.keys()) == (version, SHAPES.keys())
     for name, tensor in weights(version).items():
         assert torch.equal(held[name], tensor.bfloat16()), name
 
@@ -189,10 +179,7 @@ def test_an_engine_that_dies_during_a_step_gets_the_current_weights(seats, broad
 def test_an_engine_that_dies_within_a_broadcast_takes_nobody_along(
     seats, broadcast, capsys
 ) -> None:
-    def prepare(made, starts: int) -> None:
-        made.starts = starts
-
-    engines = seats(2, prepare)
+    engines = seats(2)
     process: Any = engines[1].process
     publisher = broadcast(engines)
     published(publisher, engines, 1)
@@ -204,17 +191,14 @@ def test_an_engine_that_dies_within_a_broadcast_takes_nobody_along(
         raise RuntimeError("killed")
 
     backend(engines[1]).load = dies
-    started = time.monotonic()
     published(publisher, engines, 2)
-    assert time.monotonic() - started < 3 * SECONDS
-    for seat in engines:
-        assert_there(seat, 2)
     assert (engines[0].restarts, engines[1].restarts) == (0, 1)
     assert (
-        f"publish of version 2 by broadcast: rank 0: engine {'http://127.0.0.1'}"
+        "publish of version 2 by broadcast: rank 0: engine http://127.0.0.1:"
         in capsys.readouterr().err
     )
-    # And the group is whole again.
+    for seat in engines:
+        assert_there(seat, 2)
     published(publisher, engines, 3)
     assert publisher.answered.keys() == {"engine 0", "engine 1"}
     for seat in engines:
@@ -364,144 +348,3 @@ def test_an_engine_that_dies_within_ipc_gets_the_spare_copy(seats, table) -> Non
         assert_there(seat, 2)
     assert [seat.restarts for seat in engines] == [1, 0]
     publisher.close()
-
-
-# ---- sleep -----------------------------------------------------------------------------------------
-
-
-class SleepingEngine:
-    """vLLM's LLMEngine as far as weights and sleep go: `wake_up` of a tag that does not sleep is an error here."""
-
-    def __init__(self) -> None:
-        self.asleep: set[str] = set()
-        self.calls: list[tuple] = []
-        self.engine_core = SimpleNamespace(set_weight_version=self._named)
-        self.model = SimpleNamespace(load_weights=self._load, named_parameters=dict)
-
-    def _named(self, version: str) -> None:
-        self.calls.append(("version", version))
-
-    def _load(self, named) -> None:
-        assert "weights" not in self.asleep
-        assert "kv_cache" in self.asleep
-        self.calls.append(("load", [name for name, _ in named]))
-
-    def sleep(self, level: int) -> None:
-        self.calls.append(("sleep", level))
-        self.asleep = {"weights", "kv_cache"}
-
-    def wake_up(self, tags: list[str]) -> None:
-        self.asleep -= set(tags)
-        self.calls.append(("wake_up", tags))
-
-    def apply_model(self, call) -> list:
-        return [call(self.model)]
-
-    def reset_prefix_cache(self, reset_running_requests: bool) -> bool:
-        self.calls.append(("reset", reset_running_requests))
-        return True
-
-    def has_unfinished_requests(self) -> bool:
-        return False
-
-
-def test_after_sleep_weights_wake_before_they_are_loaded_and_the_cache_after(
-    fake, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sleeper = SleepingEngine()
-    made = object.__new__(VLLMBackend)
-    made.version = 2
-    made.spec = fake.specification(sleeps=True, dtype="bfloat16")
-    made._engine = sleeper
-    publisher = DirectoryPublisher(tmp_path, "bfloat16", ALONE)
-    message = publisher.send(iter({"norm": torch.ones(4)}.items()), 3)
-    server = Server(made, "token")
-    made.sleep()
-    assert made.version == -1
-    monkeypatch.setattr(VLLMBackend, "checksums", lambda self, shapes: dict.fromkeys(shapes, 0))
-    assert server._publish(message) == {"norm": 0}
-    assert sleeper.calls == [
-        ("sleep", 2), ("wake_up", ["weights"]), ("load", ["norm"]), ("version", "3"), ("reset", True),
-        ("wake_up", ["kv_cache"]),
-    ]  # fmt: skip
-    assert made.version == 3
-
-
-# ---- the choice ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("device", "cfg", "way"),
-    [
-        ("cpu", {}, "directory"),
-        ("cuda", {}, "ipc"),
-        ("cuda", {"weights_dir": Path("shared")}, "directory"),
-        ("cuda", {"placement": "separate"}, "directory"),
-        ("cuda", {"placement": "separate", "publish": "broadcast"}, "broadcast"),
-        ("cpu", {"publish": "broadcast"}, "broadcast"),
-        ("cuda", {"publish": "directory"}, "directory"),
-    ],
-)
-def test_the_way_of_the_weights_follows_from_where_engines_are(fake, device, cfg, way) -> None:
-    assert start._way(VLLMConfig(**cfg), fake.specification(device=device)) == way
-
-
-@pytest.mark.parametrize(
-    ("device", "publish", "said"),
-    [
-        ("cpu", "ipc", "there is none; use 'directory'"),
-        ("cuda", "broadcast", "use 'ipc' or 'directory'"),
-    ],
-)
-def test_a_way_that_cannot_be_gone_is_refused_with_the_remedy(fake, device, publish, said) -> None:
-    with pytest.raises(UserError, match=rf"engine.vllm.publish = '{publish}' .*{said}"):
-        start._way(VLLMConfig(publish=publish), fake.specification(device=device))
-
-
-# ---- several ranks ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two ranks found; the policy is sharded over both, and each has an engine."""
-    out = tmp_path_factory.mktemp("ranks")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *(str(SCRIPT), str(out)),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=100, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
-
-
-@pytest.mark.parametrize("way", ["directory", "broadcast"])
-def test_engines_of_all_ranks_get_the_whole_of_a_sharded_policy(ranks, way: str) -> None:
-    for rank in ranks:
-        assert rank[way]["shards"] == "half of it"
-        assert rank[way]["versions"] == [1, 2]
-        assert rank[way]["differ"] == []
-        assert rank[way]["messages_agree"]
-        assert rank[way]["loads"] == ["load 1", "load 2"]
-
-
-def test_an_engine_of_the_second_rank_comes_back_during_a_step(ranks) -> None:
-    assert [rank["revived"]["restarts"] for rank in ranks] == [0, 1]
-    assert all(rank["revived"]["differ"] == [] for rank in ranks)
-
-
-def test_an_engine_of_the_second_rank_that_dies_within_a_broadcast_stops_no_rank(ranks) -> None:
-    assert [rank["died"]["restarts"] for rank in ranks] == [0, 2]
-    assert all(rank["died"]["differ"] == [] for rank in ranks)
-
-
-@pytest.mark.parametrize("case", ["damaged", "full_disk"])
-def test_what_fails_on_one_rank_fails_on_both_and_names_it(ranks, case: str) -> None:
-    first, second = (rank[case] for rank in ranks)
-    assert first == second
-    wanted = {
-        "damaged": "rank 1: engine http://",
-        "full_disk": "rank 0: OSError: full",
-    }
-    assert first.startswith(wanted[case])
-    assert case != "damaged" or "tensor 1.weight has checksum" in first
