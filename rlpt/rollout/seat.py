@@ -117,6 +117,8 @@ class Seat:
         Raises RuntimeError naming the tensor that differs.
         """
         self.weights = message
+        # While weights were on their way the engine made no step, and was not asked to.
+        self._progress = time.monotonic()
         if found is not None:
             return self._compare(message, found)
         self._or_revive(lambda: self._deliver(message))

@@ -80,6 +80,11 @@ class Server:
         finally:
             self._refuse_rest()
 
+    @property
+    def over(self) -> bool:
+        """Whether the engine failed or was stopped: another one may do its work."""
+        return self.failure is not None or self._stopped.is_set()
+
     def stop(self) -> None:
         self._stopped.set()
 
@@ -284,7 +289,9 @@ def listen(server: Server, host: str, port: int) -> ThreadingHTTPServer:
             except (KeyError, ValueError, FileNotFoundError, TransferError) as error:
                 self._answer(400, {"error": f"{type(error).__name__}: {error}"})
             except Exception as error:
-                self._answer(500, {"error": f"{type(error).__name__}: {error}"})
+                # A call that failed while the engine goes on would fail again after a restart.
+                status = 500 if server.over else 400
+                self._answer(status, {"error": f"{type(error).__name__}: {error}"})
 
         def _answer(self, status: int, table: Any) -> None:
             body = json.dumps(table).encode()

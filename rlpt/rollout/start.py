@@ -218,8 +218,7 @@ def _publisher(
 def _way(cfg: VLLMConfig, spec: EngineSpec) -> str:
     colocated = cfg.placement == "colocated"
     if cfg.publish == "auto":
-        own_gpu = colocated and spec.device == "cuda" and cfg.weights_dir is None
-        return "ipc" if own_gpu else "directory"
+        return "directory"
     if cfg.publish == "ipc" and spec.device == "cpu":
         raise UserError(
             "engine.vllm.publish = 'ipc' shares the memory of a GPU, and there is none; use 'directory'"

@@ -237,11 +237,14 @@ def check_model(spec: EngineSpec) -> None:
 
 
 def _keep_weights_in_place() -> None:
-    """On a CPU vLLM packs every linear into a oneDNN handle and empties its weight: a tied head would then go on with
-    the old numbers after an update, and checksums would read nothing. Plain weights are as fast."""
+    """On a CPU vLLM packs every linear into a handle of oneDNN (float32) or its own kernels (bfloat16) and empties its
+    weight: a tied head would then go on with the old numbers after an update, and checksums would read nothing. Plain
+    weights are as fast."""
     import vllm._custom_ops as ops  # pyright: ignore[reportMissingImports]
+    from vllm.model_executor.layers import utils  # pyright: ignore[reportMissingImports]
 
     ops._supports_onednn = False
+    utils.check_cpu_sgl_kernel = lambda *_sizes: False
 
 
 def read_back(model: Any, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
