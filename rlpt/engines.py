@@ -28,7 +28,7 @@ class VLLMConfig(Strict):
     """Precision of the engine's logits; the trainer's are always float32."""
     publish: Literal["auto", "directory", "broadcast", "ipc"] = "auto"
     """How weights travel. directory: files that trainer and engines see. broadcast: from rank 0 through a group (NCCL,
-    gloo on CPUs). ipc: memory of the rank's own GPU. auto: ipc where engines are colocated on GPUs, else directory.
+    gloo on CPUs). ipc: memory of the rank's own GPU. auto: directory; ipc and NCCL have not run on a GPU yet.
     With broadcast and ipc rank 0 keeps a copy in main memory, for engines that are restarted."""
     weights_dir: Path | None = None
     """Folder for `directory`, seen by trainer and engines alike; absent: in the run folder."""

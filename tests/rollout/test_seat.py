@@ -227,6 +227,20 @@ def test_a_pause_of_the_trainer_is_no_death_of_the_engine(seat_of) -> None:
     assert seat.restarts == 0
 
 
+def test_the_time_of_a_publication_does_not_count_as_standing_still(seat_of, tmp_path) -> None:
+    """A broadcast may take longer than the timeout, and the engine makes no step meanwhile."""
+    seat = seat_of(lambda backend, _: setattr(backend, "steps_left", 0), timeout=0.5)
+    seat.submit([job("t")])
+    seat.poll(0.0)
+    time.sleep(0.7)
+    message = written(tmp_path, 2)
+    seat.publish(message, {tensor.name: tensor.checksum for tensor in message.tensors})
+    assert seat.poll(0.0) == []
+    assert seat.restarts == 0
+    seat.process.now.backend.steps_left = None
+    assert len(polled(seat, 1)) == 1
+
+
 def test_slow_engines_live_while_they_make_steps(seat_of) -> None:
     def prepare(backend, _start: int) -> None:
         backend.steps_left = 0
