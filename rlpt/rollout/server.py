@@ -9,7 +9,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol, runtime_checkable
@@ -112,7 +112,10 @@ class Server:
                 answer.set_exception(error)
             wait = 0.0
 
-    def _keep(self, finished: Iterable[Finished]) -> None:
+    def _keep(self, finished: Sequence[Finished]) -> None:
+        # Waking a waiting call for nothing would cost every step a change of threads.
+        if not finished:
+            return
         with self._arrived:
             for one in finished:
                 client = self._owner.pop(one.ticket, None)
