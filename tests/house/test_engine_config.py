@@ -61,6 +61,13 @@ ENGINES = [
         "engine.vllm.publish = 'ipc'",
         "use 'directory'",
     ),
+    ('placement = "separate"\npublish = "ipc"', "engine.vllm.publish = 'ipc'", "use 'directory'"),
+    (
+        'weights_dir = "w"\npublish = "broadcast"',
+        "engine.vllm.weights_dir has no effect with publish = 'broadcast'",
+        "leave it out",
+    ),
+    ('weights_dir = "w"\npublish = "ipc"', "no effect with publish = 'ipc'", "leave it out"),
     ('placement = "elsewhere"', '"elsewhere"', "'colocated' or 'separate'"),
     ('dtype = "fp8"', '"fp8"', "'auto', 'float32', 'bfloat16' or 'float16'"),
     ('publish = "pigeon"', '"pigeon"', "'directory'"),

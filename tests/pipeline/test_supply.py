@@ -154,8 +154,17 @@ class Run:
         return unpacked(packed(self.supply.rows()), "test")
 
 
+def keys_at(stream: Stream, position: int) -> set[tuple[int, str, int]]:
+    trunk = dealt_trunks(stream, position, 1, CFG, SEED, 20, alone())[1][0]
+    return {prompt.key for prompt in prompts_of(trunk, CFG, MARKERS)}
+
+
 def num_groups(stream: Stream, position: int) -> int:
-    return len(dealt_trunks(stream, position, 1, CFG, SEED, 20, alone())[1][0].cuts)
+    return len(keys_at(stream, position))
+
+
+def versions_of(group: Group) -> list[list[int]]:
+    return [each.version.tolist() for each in group.rollouts]
 
 
 def alone() -> dist.World:
@@ -187,11 +196,18 @@ class Watched(Run):
         """Before each step: documents that may be trained again."""
         self.ages: list[int] = []
         """Of all groups when they were collected."""
+        self.asked: set[tuple[int, str, int]] = set()
+        """Keys of all prompts that were collected."""
         collect, supply = self.engine.collect, self.supply
 
         def collected(tickets: Sequence[str]) -> list[Group]:
             found = collect(tickets)
-            self.ages += [self.engine.version - oldest(group) for group in found]
+            # Of every rollout and token: the fake has one version for all siblings.
+            self.ages += [
+                self.engine.version - min(min(versions) for versions in versions_of(group))
+                for group in found
+            ]
+            self.asked |= {group.prompt.key for group in found}
             return found
 
         self.engine.collect = collected
@@ -220,7 +236,10 @@ def test_these_runs_drop_and_reuse_enough_to_be_worth_something(runs: list[Watch
     assert {run.cfg.max_staleness for run in runs} == {0, 1, 2, 3, 4}
 
 
-def test_a_document_is_not_dispatched_waiting_trained_or_dropped(runs: list[Watched]) -> None:
+def test_a_document_is_not_dispatched_waiting_trained_or_dropped(
+    stream: Stream, runs: list[Watched]
+) -> None:
+    keys = [keys_at(stream, p) for p in range(max(run.supply.next for run in runs))]
     for run in runs:
         known: set[int] = set()
         gone: set[int] = set()
@@ -234,6 +253,8 @@ def test_a_document_is_not_dispatched_waiting_trained_or_dropped(runs: list[Watc
             assert kept <= known
             gone |= set(range(cursor)) - known - waiting
             assert len(known) + len(waiting) + len(gone) == cursor
+        # What is gone was sampled and found too old; nothing was passed over.
+        assert all(keys[position] <= run.asked for position in gone)
 
 
 def test_first_trainings_are_in_the_order_of_the_stream(runs: list[Watched]) -> None:
@@ -363,7 +384,8 @@ def test_a_document_some_of_whose_groups_are_too_old_is_trained_without_them(
 
     def collect(tickets: Sequence[str]) -> list[Group]:
         prompts = [run.engine.open.pop(ticket)[0] for ticket in tickets]
-        return [Group(p, (rollout([9, 9 - next(ages)], 0), rollout([9], 1))) for p in prompts]
+        # The oldest token is neither the first nor the first rollout's.
+        return [Group(p, (rollout([9], 1), rollout([9, 9 - next(ages)], 0))) for p in prompts]
 
     run.engine.collect = collect
     run.supply.next = position = next(p for p in range(99) if num_groups(stream, p) == 2)
@@ -400,11 +422,7 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_documents(stream: Stream, s
         assert first.uses + second.uses == whole.uses
         assert second.supply.next == whole.supply.next
         for mine, known in zip(second.trained, whole.trained[at:], strict=True):
-            assert [versions(g) for g in mine.groups] == [versions(g) for g in known.groups]
-
-
-def versions(group: Group) -> list[list[int]]:
-    return [each.version.tolist() for each in group.rollouts]
+            assert list(map(versions_of, mine.groups)) == list(map(versions_of, known.groups))
 
 
 class Meeting:
@@ -502,6 +520,32 @@ def test_ranks_share_every_document_among_them_exactly_once(
     for run in two:
         assert run.first == sorted(run.first)
         assert all(len(each) == documents for each in run.positions)
+
+
+def test_a_rank_whose_groups_are_too_old_gets_others_and_the_other_rank_waits(
+    stream: Stream, on_ranks
+) -> None:
+    """The engine of rank 0 samples at once, two steps ahead, where one is allowed; that of rank 1 at the last moment."""
+    cfg, stage = RolloutConfig(max_staleness=1, ahead=2), stage_of(4, 10)
+
+    def body(world: dist.World) -> Run:
+        run = Run(stream, cfg, stage, world, pace=TOKENS)
+        steps = TOKENS if world.rank == 0 else 0
+        run.engine.draw = type("Steady", (), {"integers": lambda *_: steps})()
+        return run.go(0, 10)
+
+    fast, slow = on_ranks(2, body)
+    assert fast.dropped > 0
+    assert slow.dropped == 0
+    for run in (fast, slow):
+        assert all(len(each) == 2 for each in run.positions)
+        assert run.first == sorted(run.first)
+    waiting = [lot.position for run in (fast, slow) for lot in run.supply.waiting]
+    known = sorted(fast.first + slow.first + waiting)
+    assert len(known) == len(set(known))
+    lost = set(range(fast.supply.next)) - set(known)
+    assert fast.supply.next == slow.supply.next
+    assert sum(num_groups(stream, position) for position in lost) == fast.dropped
 
 
 def lots_of(rows: Sequence[dict]) -> list[tuple]:

@@ -228,6 +228,21 @@ def test_an_engine_that_dies_between_publications_gets_the_last_one(
     assert fleet.counters()["engine/restarts"] == 2.0
 
 
+def test_a_rank_that_does_not_publish_knows_the_weights_all_the_same(
+    fleet_of, fake, trunk, prompt
+) -> None:
+    """Several ranks at one engine: it got the weights from another, and may lose them while this rank waits."""
+    fleet = fleet_of(1)
+    (seat,) = fleet.seats
+    seat.publishes = False
+    fleet.publish(weights(1.0), 6)
+    assert not [call for call in seat.process.now.backend.calls if "load" in call]
+    seat.process.now.die()
+    prompts = documents(trunk, prompt, 2)
+    for p, group in enumerate(fleet.collect(fleet.submit(prompts, GROUP, "x"))):
+        assert of(group) == expected(fake, prompts[p], "x", [6] * 40)
+
+
 def test_a_wrong_checksum_anywhere_fails_the_publication(fleet_of) -> None:
     fleet = fleet_of(2)
     fleet.publish(weights(1.0), 1)

@@ -102,6 +102,7 @@ def gone(pid: int, seconds: float = 5.0) -> bool:
 
 ENDINGS = {
     "killed": ("wait", signal.SIGKILL),
+    "killed, its stdin held": ("hold", signal.SIGKILL),
     "interrupted": ("wait", signal.SIGINT),
     "returned": ("return", None),
 }
@@ -121,27 +122,30 @@ def parents(fake, tmp_path: Path) -> Iterator[dict[str, tuple[subprocess.Popen, 
             # A shell starts what it puts in the background with Ctrl-C ignored, and that is inherited.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
-    engines: dict[str, int] = {}
+    engines: dict[str, dict] = {}
     try:
         for name, process in started.items():
             assert process.stdout
             line = process.stdout.readline()
             assert line, process.communicate()[1].decode()[-2000:]
-            engines[name] = json.loads(line)["pid"]
-        yield {name: (process, engines[name]) for name, process in started.items()}
+            engines[name] = json.loads(line)
+        yield {name: (process, engines[name]["pid"]) for name, process in started.items()}
     finally:
-        for process in started.values():
+        for name, process in started.items():
             process.kill()
+            if (holder := engines.get(name, {}).get("holder")) is not None:
+                os.kill(holder, signal.SIGKILL)
             process.communicate()
 
 
 def test_no_engine_outlives_its_trainer_however_that_ends(parents) -> None:
-    for name in ("killed", "interrupted"):
+    for name in (name for name, (_, ending) in ENDINGS.items() if ending is not None):
         process, engine = parents[name]
         assert process.poll() is None
         assert psutil.pid_exists(engine)
-        # As Ctrl-C in a terminal does: to the whole group, of which the engine is none.
-        os.killpg(process.pid, ENDINGS[name][1])
+        ending = ENDINGS[name][1]
+        # Ctrl-C in a terminal goes to the whole group, of which the engine is none; a kill to one process.
+        (os.killpg if ending == signal.SIGINT else os.kill)(process.pid, ending)
     for name, (process, engine) in parents.items():
         process.wait(timeout=20)
         assert gone(engine), f"{name}: engine {engine} is left"
