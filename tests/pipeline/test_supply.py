@@ -525,7 +525,7 @@ def test_ranks_share_every_document_among_them_exactly_once(
 def test_a_rank_whose_groups_are_too_old_gets_others_and_the_other_rank_waits(
     stream: Stream, on_ranks
 ) -> None:
-    """The engine of rank 0 samples at once, two steps ahead, where one is allowed; that of rank 1 at the last moment."""
+    """The engine of rank 0 samples two steps ahead, where one is allowed; that of rank 1 at the last moment."""
     cfg, stage = RolloutConfig(max_staleness=1, ahead=2), stage_of(4, 10)
 
     def body(world: dist.World) -> Run:
