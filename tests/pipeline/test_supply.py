@@ -114,6 +114,11 @@ class Run:
         for step in range(start, stop):
             self.engine.publish((), step)
             batch = self.supply.take(step, self.stage.steps - step)
+            # As the collectives of an update do: ranks that are not at the same call notice here.
+            assert (
+                dist.gathered(("trained", step), self.world)
+                == [("trained", step)] * self.world.size
+            )
             self.trained.append(batch)
             self.uses.append([lot.uses for lot in batch.lots])
             self.supply.trained(batch)
@@ -546,6 +551,34 @@ def test_a_rank_whose_groups_are_too_old_gets_others_and_the_other_rank_waits(
     lost = set(range(fast.supply.next)) - set(known)
     assert fast.supply.next == slow.supply.next
     assert sum(num_groups(stream, position) for position in lost) == fast.dropped
+
+
+def test_a_rank_that_loses_all_its_groups_in_a_step_is_given_others_in_that_step(
+    stream: Stream, on_ranks
+) -> None:
+    """What rank 0 collects first is two versions old; nothing is left in its hands."""
+    cfg, stage = RolloutConfig(max_staleness=1, ahead=0), stage_of(4, 10)
+
+    def body(world: dist.World) -> Run:
+        run = Run(stream, cfg, stage, world)
+        collect, calls = run.engine.collect, itertools.count()
+
+        def collected(tickets: Sequence[str]) -> list[Group]:
+            found, old = collect(tickets), world.rank == 0 and next(calls) == 0
+            aged = (rollout([run.engine.version - 2] * TOKENS, 0),)
+            return [Group(group.prompt, aged) for group in found] if old else found
+
+        run.engine.collect = collected
+        return run.go(0, 3)
+
+    first, other = on_ranks(2, body)
+    lost = set(range(4)) - set(other.positions[0])
+    assert first.dropped == sum(num_groups(stream, position) for position in lost)
+    assert other.dropped == 0
+    # Four more were dispatched for both at once; rank 1 trains its two in the step after.
+    assert set(first.positions[0]) <= set(range(4, 8))
+    assert set(other.positions[1]) == set(range(4, 8)) - set(first.positions[0])
+    assert len(first.positions[1]) == len(other.positions[2]) == 2
 
 
 def lots_of(rows: Sequence[dict]) -> list[tuple]:
