@@ -15,7 +15,7 @@ from rlpt.update import reduced
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, parse
 
-_CLOCKS = ("time/", "engine/", "trainer/")
+_CLOCKS = ("time/", "engine/")
 """Metrics of the machine, not of the step."""
 
 

@@ -16,12 +16,16 @@ import numpy as np
 from rlpt import dist
 from rlpt.config import PromptConfig
 from rlpt.engines import RolloutConfig
+from rlpt.exits import FaultError
 from rlpt.prompts import Stream, dealt_trunks, prompts_of, trunk
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import Row, group_row, groups_of, unpacked
 from rlpt.stages import RLStage
 from rlpt.types import Group, Markers, Prompt, Sums
 from rlpt_data.strict import UserError
+
+_ROUNDS = 3
+"""What waited, what is dispatched in its stead, and once more."""
 
 
 @dataclass
@@ -123,10 +127,13 @@ class Supply:
         ]
 
     def _collected(self, wanted: int, step: int) -> tuple[list[Lot], int]:
-        """``wanted`` documents with groups that are fresh enough; how many groups were too old. Collective."""
+        """``wanted`` documents with groups that are fresh enough; how many groups were too old. Collective.
+
+        Raises FaultError where thoughts that were asked for just now are too old: the engine lacks the weights.
+        """
         lots: list[Lot] = []
         dropped = 0
-        while True:
+        for _ in range(_ROUNDS):
             while len(lots) < wanted and self.waiting:
                 next_ones = [
                     self.waiting.popleft()
@@ -139,6 +146,11 @@ class Supply:
             if not (missing := dist.largest(wanted - len(lots), self.world)):
                 return lots, dropped
             self._dispatch(missing)
+        raise FaultError(
+            f"rollouts: {dropped} groups of weights older than version {step} - {self.rollout.max_staleness} "
+            "(rollout.max_staleness), those just sampled among them; the engine says it has version "
+            f"{self.engine.version}"
+        )
 
     def _collect(self, lots: Sequence[Lot]) -> None:
         """All at once: engines decode them together."""

@@ -87,7 +87,7 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
         values["loss/scale"] = work.learner.scale.value
     if isinstance(stage, RLStage):
         waited = stepped.sums.get("time/wait", (0.0, 1.0))[0]
-        values |= session.engine.counters() | {"trainer/idle_share": waited / values["time/step"]}
+        values |= session.engine.counters() | {"time/idle_share": waited / values["time/step"]}
     return session.metrics(stage.name, progress.step, stepped, values)
 
 

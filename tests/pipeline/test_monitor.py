@@ -63,8 +63,8 @@ def test_thoughts_of_older_weights_are_not_current(
         "publish",
         lambda session, step: first(session, step) if session.engine.version < 0 else None,
     )
-    cfg = load(RunConfig, toml, [*SHORT, "evaluation.bits_per_byte_documents=0"])
-    run(cfg)
+    words = [*SHORT, "evaluation.bits_per_byte_documents=0"]
+    run(load(RunConfig, toml, [*words, "rollout.max_staleness=9", "rollout.ahead=0"]))
     before, *after = rows_of(toml)
     assert before["mismatch/current_share"] == 1.0
     for row in after:
@@ -72,6 +72,18 @@ def test_thoughts_of_older_weights_are_not_current(
         assert "mismatch/current_rms_log_ratio" not in row
         assert row["mismatch/max_abs_log_ratio"] > 1e-4
         assert row["mismatch/ess"] < 1.0 - 1e-7
+
+
+def test_an_engine_that_never_gets_the_weights_ends_a_run_on_policy(
+    toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlpt.session import Session
+
+    first = Session.publish
+    once = lambda session, step: first(session, step) if session.engine.version < 0 else None  # noqa: E731
+    monkeypatch.setattr(Session, "publish", once)
+    with pytest.raises(RuntimeError, match=r"older than version 3 - 0 .* says it has version 2"):
+        run(load(RunConfig, toml, SHORT))
 
 
 @pytest.mark.parametrize(

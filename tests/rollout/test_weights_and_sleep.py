@@ -79,7 +79,7 @@ def test_after_sleep_weights_wake_before_they_are_loaded_and_the_cache_after(
     ("device", "cfg", "way"),
     [
         ("cpu", {}, "directory"),
-        ("cuda", {}, "ipc"),
+        ("cuda", {}, "directory"),
         ("cuda", {"weights_dir": Path("shared")}, "directory"),
         ("cuda", {"placement": "separate"}, "directory"),
         ("cuda", {"placement": "separate", "publish": "broadcast"}, "broadcast"),
