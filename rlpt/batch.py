@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlpt import dist
@@ -37,6 +37,8 @@ class RolloutBatch:
     counts: tuple[int, ...]
     """Actions of every rollout, group by group."""
     behaviour_logp_R: Float[Tensor, " R"]
+    current_R: Bool[Tensor, " R"]
+    """Actions that the very weights of this step sampled."""
     continuations: Rows | None
     no_think: Rows | None
     text: Rows | None
@@ -129,9 +131,18 @@ def document_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> in
 
 
 def rollout_batch(
-    groups: Sequence[Group], markers: Markers, device: torch.device, layout: Layout, wanted: Wanted
+    groups: Sequence[Group],
+    markers: Markers,
+    device: torch.device,
+    layout: Layout,
+    wanted: Wanted,
+    version: int,
+    temperature: float = 1.0,
 ) -> RolloutBatch:
-    """Pack the rollouts of whole groups; action rows leave out forced closers and the opener."""
+    """Pack the rollouts of whole groups; action rows leave out forced closers and the opener.
+
+    ``version`` is that of the weights which are trained, ``temperature`` the one that actions were sampled at.
+    """
     pairs = [_branch(group, g, wanted) for group in groups for g in range(len(group.rollouts))]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     trunks = trunks_of(groups) if wanted.continuations or wanted.text else []
@@ -142,14 +153,17 @@ def rollout_batch(
         for b, ((_, branch), kept) in enumerate(zip(pairs, at, strict=True))
     ]
     chosen = list(zip(rollouts, at, strict=True))
-    actions = rows(hidden, [r.ids[kept] for r, kept in chosen], (markers.opener,), device)
+    sampled = [r.ids[kept] for r, kept in chosen]
+    actions = rows(hidden, sampled, (markers.opener,), device, temperature)
     behaviour = concat_floats([r.logp[kept] for r, kept in chosen], device)
+    current = np.concatenate([r.version[kept] == version for r, kept in chosen])
     held_out = wanted.continuations
     return RolloutBatch(
         packed,
         actions,
         tuple(len(kept) for kept in at),
         behaviour,
+        torch.from_numpy(current).to(device),
         _continuation_rows(packed, groups, markers, device) if held_out else None,
         _no_think_rows(packed, trunks, groups, markers, device) if held_out else None,
         _text_rows(packed, trunks, markers, device) if wanted.text else None,

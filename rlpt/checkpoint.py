@@ -87,15 +87,25 @@ def defect(path: Path) -> str | None:
 
 
 def save(
-    run_dir: Path, progress: Progress, parts: Mapping[str, Any], keep_last: int, world: dist.World
+    run_dir: Path,
+    progress: Progress,
+    parts: Mapping[str, Any],
+    keep_last: int,
+    world: dist.World,
+    own: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write the parts of `parts` (policy, optimizer, ema, ...) and the progress; then drop the oldest checkpoints."""
+    """Write the parts of `parts` (policy, optimizer, ema, ...) and the progress; then drop the oldest checkpoints.
+
+    ``own`` are files that this rank alone has, by name.
+    """
     final = path_of(run_dir, progress.step)
     temporary = final.with_suffix(".tmp")
     if world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier(world)
+    for name, data in (own or {}).items():
+        (temporary / name).write_bytes(data)
     _quietly(lambda: dcp_save(state_of(parts), checkpoint_id=temporary))
     dist.barrier(world)
     if world.is_main:
@@ -156,6 +166,11 @@ def restore(path: Path, parts: Mapping[str, Any]) -> Progress:
     if isinstance(rng := state.get("rng"), dict):
         torch.set_rng_state(rng["torch"])
     return read_progress(path)
+
+
+def files(path: Path, prefix: str) -> list[tuple[str, bytes]]:
+    """Files of a checkpoint that single ranks wrote: (path, contents)."""
+    return [(str(file), file.read_bytes()) for file in sorted(path.glob(f"{prefix}*"))]
 
 
 def find(reference: str) -> Path:

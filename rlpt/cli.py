@@ -11,50 +11,20 @@ from pathlib import Path
 
 import click
 
+from rlpt.cli_data import data
+from rlpt.cli_options import (
+    InOrder,
+    conclude,
+    config_argument,
+    finish,
+    json_option,
+    run_argument,
+    set_option,
+    show,
+)
 from rlpt.console import show_log
 from rlpt.exits import MistakeError, guarded, is_main_rank
-from rlpt.summary import Summary, proving_text, text
-
-config_argument = click.argument("config", type=click.Path(path_type=Path))
-run_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-set_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override one value of CONFIG, as in stage.0.steps=5; may be repeated.",
-)
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="End with one line of JSON on stdout."
-)
-
-
-def finish(result: Summary, as_json: bool) -> None:
-    """Print the machine-readable last line if it was asked for."""
-    if as_json and is_main_rank():
-        click.echo(json.dumps(result, default=str))
-
-
-def conclude(summary: Summary, as_json: bool) -> None:
-    """Print the summary of a run, and the machine-readable last line if it was asked for."""
-    if is_main_rank():
-        click.echo(text(summary))
-    finish(summary, as_json)
-
-
-def _show(renderable: object) -> None:
-    from rich.console import Console
-
-    # A pipe has no width of its own, and rich would fold tables at 80.
-    Console(width=None if sys.stdout.isatty() else 140).print(renderable)
-
-
-class InOrder(click.Group):
-    """Lists its commands in the order of the pipeline, not of the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+from rlpt.summary import proving_text, text
 
 
 @click.group(
@@ -68,91 +38,7 @@ def cli() -> None:
     """
 
 
-@cli.group(cls=InOrder)
-def data() -> None:
-    """Corpus -> shards: prepare, inspect, index, annotate, verify."""
-
-
-@data.command()
-@config_argument
-@set_option
-@click.option("--overwrite", is_flag=True, help="Replace a folder prepared from another config.")
-@json_option
-def prepare(config: Path, overrides: Sequence[str], overwrite: bool, as_json: bool) -> None:
-    """Turn the corpus that CONFIG names into a folder of shards.
-
-    Interrupted, it goes on where it was. Exits 1 if a part of the corpus could not be read.
-    """
-    from rlpt_data.prepare import PrepareConfig
-    from rlpt_data.prepare import prepare as prepare_shards
-    from rlpt_data.strict import load
-
-    settings = load(PrepareConfig, config, overrides)
-    manifest = prepare_shards(settings, overwrite=overwrite)
-    counts = {split: count.model_dump() for split, count in manifest.counts.items()}
-    conclude({"out": settings.out, "hash": manifest.hash, "counts": counts}, as_json)
-    if failed := manifest.drops.get("failed_unit"):
-        click.echo(f"{failed} units of the corpus could not be read; run it again", err=True)
-        click.get_current_context().exit(1)
-
-
-@data.command()
-@folder_argument
-@json_option
-def inspect(folder: Path, as_json: bool) -> None:
-    """Show counts, drops and a few documents of shards.
-
-    What was dropped comes with its reason and samples, a document with its candidate cuts.
-    """
-    from rlpt_data.prepare import inspect as inspect_shards
-    from rlpt_data.prepare import render_inspect
-
-    found = inspect_shards(folder)
-    _show(render_inspect(found))
-    finish(found, as_json)
-
-
-@data.command()
-@config_argument
-@set_option
-@json_option
-def index(config: Path, overrides: Sequence[str], as_json: bool) -> None:
-    """Turn the evaluation sets that CONFIG names into an index for decontamination."""
-    from rlpt_data.contamination import IndexConfig, build_index
-    from rlpt_data.strict import load
-
-    conclude(build_index(load(IndexConfig, config, overrides)), as_json)
-
-
-@data.command()
-@folder_argument
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="A model folder.")
-@click.option("--window", default=512, show_default=True, help="Tokens the proxy sees at once.")
-@click.option("--short-window", default=32, show_default=True, help="The same for short_loss.")
-@json_option
-def annotate(folder: Path, model: Path, window: int, short_window: int, as_json: bool) -> None:
-    """Add a proxy model's entropy, loss and rank of every token, as sidecars of the shards."""
-    from rlpt.annotate import annotate as annotate_shards
-
-    found = annotate_shards(folder, model, window=window, short_window=short_window)
-    conclude(found, as_json)
-
-
-@data.command()
-@folder_argument
-@click.option(
-    "--index",
-    type=click.Path(path_type=Path),
-    help="Compare with this index of evaluation sets instead of the folder's own.",
-)
-@json_option
-def verify(folder: Path, index: Path | None, as_json: bool) -> None:
-    """Check every checksum and invariant of shards, and that no evaluation item is in them."""
-    from rlpt_data.shards import verify_folder
-
-    found = verify_folder(folder, index)
-    click.echo(f"{folder}: every checksum and invariant holds")
-    finish(found, as_json)
+cli.add_command(data)
 
 
 @cli.command()
@@ -183,6 +69,43 @@ def train(
 
     summary = run(settings, resume=resume, dry_run=dry_run)
     conclude(summary, as_json)
+
+
+@cli.command()
+@config_argument
+@set_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8700, show_default=True)
+def engine(config: Path, overrides: Sequence[str], host: str, port: int) -> None:
+    """Serve the policy of CONFIG with vLLM to a trainer elsewhere.
+
+    The trainer names its address in engine.vllm.addresses and publishes the weights. Both need the
+    same secret in the environment variable RLPT_ENGINE_TOKEN.
+    """
+    from rlpt.config import RunConfig
+    from rlpt_data.strict import load
+
+    settings = load(RunConfig, config, overrides)
+    from rlpt.rollout.start import serve_engine
+
+    serve_engine(settings, host, port)
+
+
+@cli.command()
+@run_argument
+@click.option("--step", type=click.IntRange(1), required=True, help="As in metrics.jsonl.")
+@json_option
+def replay(run_dir: Path, step: int, as_json: bool) -> None:
+    """Compute one step of RUN again, beside what it wrote down.
+
+    Needs the checkpoint before it and its groups (rollout.save_groups = true).
+    """
+    from rlpt.replay import replay as replay_step
+
+    found = replay_step(run_dir, step)
+    for name, pair in found.items():
+        click.echo(f"{name:40} {pair['run']:< 22.15g} {pair['replay']:< 22.15g}")
+    finish(found, as_json)
 
 
 @cli.command("eval")
@@ -256,7 +179,7 @@ def doctor(config: Path | None, ranks: int | None, overrides: Sequence[str], as_
     from rlpt.doctor import examine, render
 
     found = examine()
-    _show(render(found))
+    show(render(found))
     finish(found, as_json)
     if not found["ok"]:
         click.get_current_context().exit(1)
@@ -270,7 +193,7 @@ def _plan(config: Path, ranks: int, overrides: Sequence[str], as_json: bool) -> 
     from rlpt.plan import plan, render
 
     found = plan(settings, ranks)
-    _show(render(found))
+    show(render(found))
     finish(found, as_json)
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.engines import EngineConfig, RolloutConfig
+from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage, Stage
 from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import Strict
 
@@ -65,8 +66,9 @@ class PolicyConfig(Strict):
     closer: str = "</think>"
     add_markers: bool = True
     """Add the markers as new ids (and resize the embedding) where the tokenizer does not have them as single ids."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Matmul precision. Masters, gradients and everything after the LM head stay float32."""
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Matmul precision. Masters, gradients and everything after the LM head stay float32. float16 rounds eight times
+    finer than bfloat16, on both sides; its losses are scaled, and a step that overflows is skipped."""
     gradient_checkpointing: bool = False
     compile: bool = False
     layout: Literal["auto", "shared", "naive"] = "auto"
@@ -112,6 +114,9 @@ class PromptConfig(Strict):
 class ThoughtConfig(Strict):
     budget_tokens: Positive = 16
     """Longest thought; a thought still open then gets a forced closer, which is not an action."""
+    temperature: Rate = 1.0
+    """What logits are divided by where a token is sampled, and in the trainer's probabilities of sampled tokens.
+    Held-out text is scored at 1."""
     prediction_tokens: Count = 0
     """Tokens the policy predicts after the closer; 0 for likelihood rewards."""
 
@@ -120,12 +125,6 @@ def longest_branch(prompts: PromptConfig, thought: ThoughtConfig) -> int:
     """Tokens of the longest context with opener, thought, closer and what follows it."""
     after = max(prompts.horizon_tokens, thought.prediction_tokens)
     return prompts.context_tokens + thought.budget_tokens + 2 + after
-
-
-class EngineConfig(Strict):
-    kind: Literal["transformers"] = "transformers"
-    prompts_per_batch: Positive = 32
-    """Prompts decoded together; all cuts of a document go together. Changes speed and memory, never a sample."""
 
 
 class EvaluationConfig(Strict):
@@ -185,8 +184,10 @@ class RunConfig(Strict):
     prompts: PromptConfig = PromptConfig()
     thought: ThoughtConfig = ThoughtConfig()
     engine: EngineConfig = EngineConfig()
+    rollout: RolloutConfig = RolloutConfig()
     stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """The stages in order, each a `[[stage]]` table with a `kind`; the weights chain."""
+    mismatch: MismatchConfig = MismatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -202,6 +203,7 @@ class RunConfig(Strict):
             elif stage.until_gain is not None and not self.evaluation.every:
                 raise ValueError(f"stage {stage.name}: until_gain needs evaluation.every >= 1")
         self._check_positions()
+        self._check_rollouts()
         return self
 
     @property
@@ -223,6 +225,15 @@ class RunConfig(Strict):
             raise ValueError(
                 f"policy.fresh.max_positions = {self.policy.fresh.max_positions}: the longest sequence "
                 f"(context or window with its thoughts and horizon) has {longest} tokens"
+            )
+
+    def _check_rollouts(self) -> None:
+        """Sampling ahead needs engines that run beside the trainer."""
+        vllm = self.engine.kind == "vllm"
+        if self.rollout.steps_ahead and not (vllm and self.engine.vllm.placement == "separate"):
+            raise ValueError(
+                f"rollout.max_staleness = {self.rollout.max_staleness} needs engines that sample while the trainer "
+                "trains: engine.kind = 'vllm' with engine.vllm.placement = 'separate'"
             )
 
     def _check_reward(self, stage: RLStage) -> None:

@@ -4,7 +4,7 @@ One code path serves 1 rank and many: without torchrun a group of one is made in
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import torch.distributed as torch_dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from rlpt.exits import FaultError
 from rlpt_data.strict import UserError
 
 
@@ -87,6 +88,14 @@ def largest(value: int, world: World) -> int:
     return int(tensor)
 
 
+def greatest(values: Sequence[float], world: World) -> list[float]:
+    """Maxima over ranks, in float64, the same on every rank."""
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
 def balanced(costs: Sequence[int], world: World) -> list[int]:
     """This rank's positions of a list that every rank knows: as many on every rank, and about the same cost.
 
@@ -117,3 +126,20 @@ def gathered(item: Any, world: World) -> list[Any]:
 def barrier(world: World) -> None:
     if world.size > 1:
         torch_dist.barrier()
+
+
+def together(action: Callable[[], None], world: World) -> None:
+    """Run an action on every rank; where one fails all raise and name it: nobody waits for the fallen. Collective."""
+    problem: tuple[bool, str] | None = None
+    try:
+        action()
+    except Exception as error:
+        if world.size == 1:
+            raise
+        known = isinstance(error, UserError | FaultError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        problem = (isinstance(error, UserError), text)
+    for rank, found in enumerate(gathered(problem, world)):
+        if found is not None:
+            mistake, text = found
+            raise (UserError if mistake else FaultError)(f"rank {rank}: {text}")

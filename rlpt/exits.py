@@ -23,6 +23,10 @@ class MistakeError(Exception):
     """A mistake on the command line; what the library refuses is `rlpt_data.strict.UserError`."""
 
 
+class FaultError(RuntimeError):
+    """A fault of the machine or the numbers, in one line: where, what and the remedy."""
+
+
 def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
     """Run ``body``, return its exit code or the one its error stands for.
 
@@ -36,8 +40,8 @@ def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
         # `rlpt data inspect DIR | head` is no error; stdout is gone, nothing more may reach it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except FloatingPointError as error:
-        # Raised by the finite checks with where, what and the remedy: a traceback adds nothing.
+    except (FaultError, FloatingPointError) as error:
+        # Raised by checks with where, what and the remedy: a traceback adds nothing.
         return _report(str(error), FAULT, as_json)
     except Exception as error:
         if _is_mistake(error):

@@ -150,7 +150,9 @@ def step_cost(cfg: RunConfig, stage: Stage, config: Any, layout: Layout, ranks: 
         work = framed_work(cfg, stage)
         return Cost(0, 0, 0, work.tokens, 0.0, 0.0, training_flops(config, work, checkpointed))
     shape = documents(cfg, stage, ranks)
-    prefill, decode = (part.times(ranks) for part in engine_work(shape, layout))
+    # A prefix cache reads a document once, whatever the trainer's layout.
+    reads: Layout = "shared" if cfg.engine.kind == "vllm" else layout
+    prefill, decode = (part.times(ranks) for part in engine_work(shape, reads))
     scored = scoring_work(shape, stage, layout).times(ranks)
     trained = training_work(shape, stage, layout).times(ranks)
     return Cost(

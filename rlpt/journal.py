@@ -13,8 +13,10 @@ from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation, headline
 from rlpt.evaluate.job import Decode, decoder
 from rlpt.policy.load import Blueprint, meta_model
+from rlpt.rollout.records import packed
 from rlpt.runlog import read_journal, write_json
 from rlpt.session import Session
+from rlpt.supply import Batch, groups_path, lot_row
 from rlpt.types import Group, Scores
 from rlpt.update import Stepped
 from rlpt_data.shards import ShardFolder
@@ -57,24 +59,31 @@ def one_line(metrics: Mapping[str, float]) -> str:
     )
 
 
-def rollout_rows(
-    session: Session,
-    groups: Sequence[Group],
-    positions: Sequence[int],
-    stepped: Stepped,
-    step: int,
-) -> list[dict[str, Any]]:
-    """The first groups of the step, over all ranks, as text and numbers for people to read. Collective.
+def record_rollouts(session: Session, batch: Batch, stepped: Stepped, progress: Progress) -> None:
+    """The files of one step: some rollouts for people to read, all of them for a later run. Collective.
 
-    ``positions`` are those of this rank's documents in the step: whichever rank had them, the rows come in its order.
+    Both are named like the line of metrics that the update in hand will get.
     """
-    kept = session.cfg.log.rollouts_kept
+    cfg, step = session.cfg, progress.step + 1
+    if cfg.log.rollouts_every and progress.stage_step % cfg.log.rollouts_every == 0:
+        session.log.rollouts(step, rollout_rows(session, batch, stepped, step))
+    if cfg.rollout.save_groups:
+        mine = [lot_row(lot, "trained") for lot in batch.lots]
+        rows = [row for part in dist.gathered(mine, session.world) for row in part]
+        session.log.groups(groups_path(cfg.run_dir, step), packed(rows))
+
+
+def rollout_rows(
+    session: Session, batch: Batch, stepped: Stepped, step: int
+) -> list[dict[str, Any]]:
+    """The first groups of the step, over all ranks, as text and numbers for people to read. Collective."""
+    kept, groups = session.cfg.log.rollouts_kept, batch.groups
     # One reader for all rows: making it parses the tokenizer.
     read = decoder(session.shards)
+    whole = dict(zip(batch.positions, documents(groups), strict=True))
     mine = {
-        position: [_row(groups, stepped, p, step, read) for p in part]
-        for position, part in zip(positions, documents(groups), strict=True)
-        if position < kept
+        position: [_row(groups, stepped, p, step, read) for p in whole[position]]
+        for position in sorted(whole)[:kept]
     }
     rows: dict[int, list[dict[str, Any]]] = {}
     for part in dist.gathered(mine, session.world):

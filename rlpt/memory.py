@@ -41,7 +41,7 @@ class Memory:
     activation_bytes: int
     head_bytes: int
     cache_bytes: int
-    """Of the reference engine, before the update."""
+    """Of the reference engine before the update, or what one vLLM engine keeps for itself."""
 
     @property
     def peak_bytes(self) -> int:
@@ -57,6 +57,8 @@ def step_memory(
     cache = 0
     if isinstance(stage, RLStage):
         cache = cache_bytes(documents(cfg, stage, ranks), config, layout)
+        if cfg.engine.kind == "vllm":
+            cache = int(cfg.engine.vllm.kv_cache_gib * 2**30)
     return Memory(
         tokens,
         activation_bytes(config, tokens, cfg),
@@ -82,7 +84,7 @@ def activation_bytes(config: Any, tokens: int, cfg: RunConfig) -> int:
     """What autograd keeps of the body until the backward: every block's tensors, or with checkpoints every block's
     input and one block's tensors; the last norm's, and the hidden states that the head reads.
     """
-    compute = 2 if cfg.policy.compute_dtype == "bfloat16" else FLOAT
+    compute = FLOAT if cfg.policy.compute_dtype == "float32" else 2
     width, layers = config.hidden_size, config.num_hidden_layers
     block = block_bytes(config, compute)
     kept = layers * block

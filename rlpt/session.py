@@ -10,31 +10,38 @@ from typing import Any
 import torch
 
 from rlpt import checkpoint, dist
+from rlpt.agreement import Trial
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig, longest_branch
 from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.job import Subject, evaluate_subject
-from rlpt.flops import document_tokens
+from rlpt.exits import FaultError
 from rlpt.frames import Framer
+from rlpt.mismatch import coarser, verdict
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
-from rlpt.policy.packing import Layout
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.policy.selfcheck import check_layout, documents_to_check
-from rlpt.prompts import Stream, held_out, prompt_stream, window_stream
+from rlpt.preflight import check_shares
+from rlpt.prompts import Stream, prompt_stream, window_stream
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
-from rlpt.rollout.transformers_engine import TransformersEngine
+from rlpt.rollout.engine import Engine
+from rlpt.rollout.records import packed, unpacked
+from rlpt.rollout.start import open_engine
 from rlpt.runlog import RunLog, has_work, read_journal
 from rlpt.stages import NextTokenStage, RLStage, Stage
-from rlpt.types import Markers, Sums
-from rlpt.update import Learner
+from rlpt.supply import SavedSupply, Supply
+from rlpt.types import Markers
+from rlpt.update import Learner, LossScale, Stepped, reduced
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
+
+_SUPPLY = "supply_"
+"""Files of a checkpoint with the rollouts in hand, one a rank."""
 
 
 @dataclass
@@ -46,8 +53,7 @@ class Work:
     framer: Framer | None = None
     reward: Reward | None = None
     frozen: Policy | None = None
-    branch_tokens: int = 0
-    """Most tokens that hang off one cut."""
+    supply: Supply | SavedSupply | None = None
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress."""
@@ -56,7 +62,13 @@ class Work:
         return held | {
             "optimizer": (self.learner.policy, self.learner.optimizer),
             "rng": {"torch": torch.get_rng_state()},
+            "loss_scale": {"state": self.learner.scale.state},
         }
+
+    def close(self) -> None:
+        """Nothing is sampled for a stage that is over."""
+        if self.supply is not None:
+            self.supply.close()
 
 
 @dataclass
@@ -67,10 +79,12 @@ class Session:
     world: dist.World
     log: RunLog
     policy: Policy
-    engine: TransformersEngine
+    engine: Engine
     started: float = field(default_factory=time.perf_counter)
     unfinished: Progress | None = None
     """Progress of a checkpoint inside a stage, whose other parts `begin` restores."""
+    warned: set[str] = field(default_factory=set)
+    """Metrics of the mismatch that a warning was said of."""
 
     @property
     def markers(self) -> Markers:
@@ -81,16 +95,11 @@ class Session:
         cls, cfg: RunConfig, shards: ShardFolder, plan: Blueprint, world: dist.World, log: RunLog
     ) -> "Session":
         """The policy as the configuration starts it, and an engine without weights."""
-        _check_shares(cfg, world, plan.layout)
+        check_shares(cfg, world, plan.layout)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
-        engine = TransformersEngine(
-            plan.config,
-            plan.layout,
-            plan.vocabulary.markers,
-            cfg.thought,
-            cfg.seed,
-            cfg.engine.prompts_per_batch,
-            world.device,
+        engine = open_engine(
+            *(cfg.engine, cfg.policy, plan, cfg.thought, longest_branch(cfg.prompts, cfg.thought)),
+            *(str(shards.manifest.tokenizer_hash), cfg.run_dir / "engine", cfg.seed, world),
         )
         return cls(cfg, shards, plan, world, log, policy, engine)
 
@@ -101,24 +110,18 @@ class Session:
             raise UserError(
                 f"{self.cfg.run_dir}: holds a run already; use --resume auto or another run_dir"
             )
-        progress = self._restored(steps[-1]) if steps else self._fresh()
-        self._check_layout()
+        progress = self.restored(steps[-1]) if steps else self._fresh()
+        say(self.plan.note, self.world.is_main)
+        trial = Trial(self.cfg, self.shards, self.plan, self.world)
+        # A copy in float32 has no gradients of its own yet.
+        trial.layout(self._in_fp32().requires_grad_(True))
+        if not self.engine.is_reference:
+            self.publish(progress.step)
+            trial.engine(self.engine, self._in_fp32())
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
         return progress
-
-    def _check_layout(self) -> None:
-        """Say how documents are laid out, and hold a shared layout against one sequence at a time."""
-        cfg, markers = self.cfg, self.markers
-        say(self.plan.note, self.world.is_main)
-        if self.plan.layout == "shared":
-            split = self.shards.split(cfg.evaluation.split)
-            prompts = documents_to_check(split, cfg.prompts, markers, cfg.seed)
-            # A copy in float32 has no gradients of its own yet.
-            policy = self._in_fp32().requires_grad_(True)
-            error = check_layout(policy, prompts, markers, cfg.thought.budget_tokens, self.world)
-            say(f"shared and one by one differ by {error:.1g} nats", self.world.is_main)
 
     def _fresh(self) -> Progress:
         if damaged := checkpoint.incomplete(self.cfg.run_dir):
@@ -132,7 +135,8 @@ class Session:
         manifest = self.shards.manifest
         return Progress(shards=manifest.hash, tokenizer=str(manifest.tokenizer_hash))
 
-    def _restored(self, step: int) -> Progress:
+    def restored(self, step: int) -> Progress:
+        """The weights of a checkpoint; its other parts come with `begin`."""
         path = checkpoint.path_of(self.cfg.run_dir, step)
         self._check_shards(checkpoint.read_progress(path).shards)
         progress = checkpoint.restore(path, {"policy": self.policy})
@@ -161,17 +165,23 @@ class Session:
             self.markers,
             self.world,
             self.cfg.seed,
+            self.cfg.thought.temperature,
+            LossScale(self.cfg.policy.compute_dtype),
         )
         work = (
             self._next_token(stage, learner)
             if isinstance(stage, NextTokenStage)
             else self._rl(stage, learner)
         )
-        if self.unfinished is not None:
-            checkpoint.restore(
-                checkpoint.path_of(self.cfg.run_dir, self.unfinished.step), work.parts()
-            )
+        if (unfinished := self.unfinished) is not None:
+            path = checkpoint.path_of(self.cfg.run_dir, unfinished.step)
+            checkpoint.restore(path, work.parts())
             self.unfinished = None
+            if work.supply is not None:
+                self.publish(unfinished.step)
+                found = checkpoint.files(path, _SUPPLY)
+                rows = [row for name, data in found for row in unpacked(data, name)]
+                work.supply.restore(rows, unfinished.cursor, str(path))
         return work
 
     def _copy(self) -> Policy:
@@ -202,10 +212,31 @@ class Session:
             cfg.data.domains,
         )
         frozen = self._copy() if "frozen" in stage.reward.replicas else None
-        own = longest_branch(cfg.prompts, cfg.thought) - cfg.prompts.context_tokens
         reward = self._reward(stage, learner.ema, frozen)
         say(f"stage {stage.name}: {stage.arrangement}", self.world.is_main)
-        return Work(learner, stream, None, reward, frozen, branch_tokens=stage.group_size * own)
+        return Work(learner, stream, None, reward, frozen, self._supply(stage, stream))
+
+    def _supply(self, stage: RLStage, stream: Stream) -> Supply | SavedSupply:
+        cfg = self.cfg
+        if cfg.rollout.saved is not None:
+            own = cfg.rollout.saved.resolve() == cfg.run_dir.resolve()
+            return SavedSupply(
+                *(
+                    cfg.rollout.saved,
+                    own,
+                    stream,
+                    cfg.prompts,
+                    stage,
+                    self.markers,
+                    cfg.seed,
+                    self.world,
+                )
+            )
+        own = longest_branch(cfg.prompts, cfg.thought) - cfg.prompts.context_tokens
+        return Supply(
+            *(self.engine, stream, cfg.prompts, cfg.rollout, stage, self.markers, cfg.seed),
+            *(stage.group_size * own, self.world),
+        )
 
     def _reward(self, stage: RLStage, ema: Policy | None, frozen: Policy | None) -> Reward:
         cfg = stage.reward
@@ -273,12 +304,29 @@ class Session:
         )
 
     def metrics(
-        self, stage: str, step: int, sums: Sums, values: dict[str, float]
+        self, stage: str, step: int, stepped: Stepped, values: dict[str, float]
     ) -> dict[str, float]:
-        """Sums over ranks, divided once, and one line of metrics.jsonl."""
-        means = reduced(sums, self.world) | values
+        """Sums and extremes over ranks, one line of metrics.jsonl. Raises FaultError where the engine's
+        log-probabilities and the trainer's are further apart than `mismatch.halt` allows.
+        """
+        means = reduced(stepped.sums, stepped.extremes, self.world) | values
+        dtype = coarser(self.cfg.policy.compute_dtype, self.engine.dtype)
+        warnings, halts = verdict(means, self.cfg.mismatch, dtype)
+        if stepped.extremes:
+            means["mismatch/warnings"] = float(len(warnings))
         self.log.metrics(step, stage, means)
+        where = f"{self.cfg.run_dir}, stage {stage}, step {step}"
+        for name, line in warnings.items():
+            if name not in self.warned:
+                say(f"{where}: {line}", self.world.is_main)
+        self.warned |= warnings.keys()
+        if halts:
+            raise FaultError(f"{where}: {'; '.join(halts.values())}; the last checkpoint is kept")
         return means
+
+    def close(self) -> None:
+        """End the engine: its processes, files and memory."""
+        self.engine.close()
 
     def save(self, progress: Progress, work: Work | None) -> None:
         """A checkpoint: all parts inside a stage, the weights alone between two stages."""
@@ -286,60 +334,8 @@ class Session:
         self.started = time.perf_counter()
         progress.journals = self.log.sizes()
         parts = work.parts() if work is not None else {"policy": self.policy}
+        rows = work.supply.rows() if work is not None and work.supply is not None else []
+        own = {f"{_SUPPLY}{self.world.rank}.jsonl.zst": packed(rows)} if rows else {}
         checkpoint.save(
-            self.cfg.run_dir, progress, parts, self.cfg.checkpoint.keep_last, self.world
-        )
-
-
-def reduced(sums: Sums, world: dist.World) -> dict[str, float]:
-    """Ratios of sums over all ranks; ``tokens/*`` are totals, they are not divided."""
-    names = sorted(sums)
-    flat = dist.total([value for name in names for value in sums[name]], world)
-    pairs = dict(zip(names, zip(flat[::2], flat[1::2], strict=True), strict=True))
-    return {
-        name: value if name.startswith("tokens/") else value / max(count, 1e-30)
-        for name, (value, count) in pairs.items()
-    }
-
-
-def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
-    """Everything a configuration can have wrong that only the shards and other runs can tell. Raises UserError."""
-    train, markers = shards.split("train"), plan.vocabulary.markers
-    for stage in cfg.stage:
-        if isinstance(stage, NextTokenStage):
-            window_stream(train, cfg.seed, stage.name, cfg.data.domains)
-        else:
-            prompt_stream(train, cfg.prompts, cfg.seed, stage.name, cfg.data.domains)
-    held_out(
-        shards.split(cfg.evaluation.split),
-        cfg.prompts,
-        markers,
-        1,
-        cfg.seed,
-        cfg.evaluation.domains,
-    )
-    if cfg.init_from is not None and not has_work(cfg.run_dir):
-        checkpoint.find(cfg.init_from)
-
-
-def _check_shares(cfg: RunConfig, world: dist.World, layout: Layout) -> None:
-    for stage in cfg.stage:
-        if stage.documents_per_step % world.size:
-            raise UserError(
-                f"stage {stage.name}: documents_per_step = {stage.documents_per_step} must be divisible by the "
-                f"number of ranks, {world.size}"
-            )
-        if isinstance(stage, RLStage) and stage.update.score_with == "training_forward":
-            _check_one_forward(cfg, stage, world, layout)
-
-
-def _check_one_forward(cfg: RunConfig, stage: RLStage, world: dist.World, layout: Layout) -> None:
-    """A step whose rewards must all be known before any loss has to fit one micro-batch."""
-    reason = stage.why_separate(whole=False)
-    most = document_tokens(cfg, stage, layout, continuations=True)
-    most *= stage.documents_per_step // world.size
-    if reason is not None and most > stage.micro_batch_tokens:
-        raise UserError(
-            f"stage {stage.name}: update.score_with = 'training_forward': {reason}, unless a rank's share of a step is "
-            f"one micro-batch; raise micro_batch_tokens from {stage.micro_batch_tokens} to {most}, or use 'auto'"
+            self.cfg.run_dir, progress, parts, self.cfg.checkpoint.keep_last, self.world, own
         )

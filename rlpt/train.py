@@ -4,19 +4,19 @@ torchrun --nproc-per-node N -m rlpt.train CONFIG [--set k=v]...      or      rlp
 """
 
 import time
+from contextlib import closing
 from typing import Any
 
 from rlpt import dist
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.console import progress as progress_bar
-from rlpt.journal import describe, one_line, rollout_rows, write_summary
+from rlpt.journal import describe, one_line, record_rollouts, write_summary
 from rlpt.policy.load import blueprint
-from rlpt.prompts import dealt_trunks, prompts_of
-from rlpt.rl_update import rl_step
-from rlpt.rollout.engine import generate
+from rlpt.preflight import check
+from rlpt.rl_update import rl_score, rl_step
 from rlpt.runlog import check_folder, open_log
-from rlpt.session import Session, Work, check
+from rlpt.session import Session, Work
 from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.update import Stepped, next_token_step
 from rlpt_data.shards import ShardFolder
@@ -35,8 +35,11 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
     if dry_run:
         check_folder(cfg)
         return describe(cfg, shards, plan)
-    with dist.world() as world, open_log(cfg, world) as log:
-        session = Session.open(cfg, shards, plan, world, log)
+    with (
+        dist.world() as world,
+        open_log(cfg, world) as log,
+        closing(Session.open(cfg, shards, plan, world, log)) as session,
+    ):
         progress = session.resume(resume)
         log.start()
         for stage in cfg.stage[progress.stage :]:
@@ -56,6 +59,7 @@ def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
             report(progress.stage_step, one_line(metrics))
             if progress.stage_step < stage.steps and between_steps(session, work, stage, progress):
                 break
+    work.close()
     session.evaluate(stage.name, progress.step)
     progress.stage, progress.stage_step, progress.cursor = progress.stage + 1, 0, 0
     session.save(progress, None)
@@ -76,9 +80,15 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
         ) from error
     progress.step += 1
     progress.stage_step += 1
-    progress.cursor += stage.documents_per_step
+    taken = work.supply.next if work.supply else progress.cursor + stage.documents_per_step
+    progress.cursor = taken
     values = {"loss/grad_norm": stepped.grad_norm, "time/step": time.perf_counter() - started}
-    return session.metrics(stage.name, progress.step, stepped.sums, values)
+    if work.learner.scale.moves:
+        values["loss/scale"] = work.learner.scale.value
+    if isinstance(stage, RLStage):
+        waited = stepped.sums.get("time/wait", (0.0, 1.0))[0]
+        values |= session.engine.counters() | {"time/idle_share": waited / values["time/step"]}
+    return session.metrics(stage.name, progress.step, stepped, values)
 
 
 def next_token_train_step(
@@ -95,23 +105,20 @@ def next_token_train_step(
 def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progress) -> Stepped:
     """weights -> engine; documents -> prompts -> rollouts -> reward -> advantage -> loss -> update."""
     assert work.reward is not None
-    cfg, world = session.cfg, session.world
+    assert work.supply is not None
+    cfg = session.cfg
     started = time.perf_counter()
     session.publish(progress.step)
-    positions, trunks = dealt_trunks(
-        work.stream, progress.cursor, stage.documents_per_step, cfg.prompts, cfg.seed, work.branch_tokens, world
-    )  # fmt: skip
-    prompts = [
-        prompt for each in trunks for prompt in prompts_of(each, cfg.prompts, session.markers)
-    ]
-    groups = generate(session.engine, prompts, stage.group_size, f"rollout/{stage.name}")
+    batch = work.supply.take(progress.step, stage.steps - progress.stage_step)
+    session.engine.rest()
     generated = time.perf_counter() - started
-    stepped = rl_step(work.learner, groups, work.reward, stage, progress.step, progress.stage_step)
-    stepped.sums["time/generate"] = (generated, 1.0)
-    if cfg.log.rollouts_every and progress.stage_step % cfg.log.rollouts_every == 0:
-        # Named like the line of metrics that this update will get.
-        step = progress.step + 1
-        session.log.rollouts(step, rollout_rows(session, groups, positions, stepped, step))
+    update = rl_step if cfg.rollout.train else rl_score
+    stepped = update(
+        work.learner, batch.groups, work.reward, stage, progress.step, progress.stage_step
+    )
+    work.supply.trained(batch)
+    stepped.sums.update(batch.sums, **{"time/generate": (generated, 1.0)})
+    record_rollouts(session, batch, stepped, progress)
     return stepped
 
 

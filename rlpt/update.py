@@ -7,15 +7,17 @@ number of ranks to undo the mean. Nothing is divided per micro-batch.
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch.distributed.tensor import DTensor
 
 from rlpt import dist
 from rlpt.batch import framed_batch, split_padded
 from rlpt.frames import Framed
+from rlpt.mismatch import PREFIX, Extremes, finished
 from rlpt.objective import next_token_loss
 from rlpt.optim import learning_rate, set_learning_rate
 from rlpt.policy.load import local
@@ -24,6 +26,37 @@ from rlpt.reward.rewards import Rewarded
 from rlpt.stages import NextTokenStage, OptimizerConfig
 from rlpt.types import Markers, Sums
 from rlpt_data.strict import UserError
+
+
+class LossScale:
+    """What a loss is multiplied by before its backward, and gradients are divided by after it: float16 has nothing
+    below 6e-8. Halved where a step overflows, which is skipped, doubled after `PATIENCE` good ones (Micikevicius et
+    al. 2018, "Mixed precision training"). Always 1 in other dtypes.
+    """
+
+    FIRST, PATIENCE = 2.0**14, 500
+
+    def __init__(self, dtype: str) -> None:
+        self.moves = dtype == "float16"
+        self.state = torch.tensor([self.FIRST if self.moves else 1.0, 0.0], dtype=torch.float64)
+        """The scale, and good steps since it changed: a part of the checkpoint, read in place."""
+
+    @property
+    def value(self) -> float:
+        return float(self.state[0])
+
+    def good(self) -> None:
+        if self.moves:
+            self.state[1] += 1
+            if self.state[1] >= self.PATIENCE:
+                self.state[0], self.state[1] = self.state[0] * 2, 0.0
+
+    def overflowed(self) -> bool:
+        """Halve it; False where that is no remedy, because the loss itself is not finite."""
+        if not self.moves or self.value <= 1.0:
+            return False
+        self.state[0], self.state[1] = self.state[0] / 2, 0.0
+        return True
 
 
 @dataclass
@@ -36,16 +69,24 @@ class Learner:
     markers: Markers
     world: dist.World
     seed: int
+    temperature: float = 1.0
+    """At which thoughts are sampled."""
+    scale: LossScale = field(default_factory=lambda: LossScale("float32"))
+
+    def backward(self, loss: Float[torch.Tensor, ""]) -> None:
+        """FSDP averages over ranks; the factor undoes the mean."""
+        (loss * (self.world.size * self.scale.value)).backward()
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """Local sums of one step, and what the rollout dump shows."""
+    """Local sums and extremes of one step, and what the rollout dump shows."""
 
     sums: Sums
     grad_norm: float
     rewarded: Rewarded | None = None
     advantage_PG: np.ndarray | None = None
+    extremes: Extremes = field(default_factory=dict)
 
 
 def next_token_step(
@@ -70,7 +111,7 @@ def next_token_step(
             next_token_loss(kind.logp_R, torch.full_like(kind.logp_R, 1.0 / count))
             for kind in scored
         ]
-        (torch.stack(losses).sum() * learner.world.size).backward()
+        learner.backward(torch.stack(losses).sum())
         for name, kind in zip(("loss/next_token", "loss/thought"), scored, strict=True):
             add(
                 sums,
@@ -92,17 +133,25 @@ def next_token_step(
 def apply_gradients(
     learner: Learner, cfg: OptimizerConfig, stage_step: int, steps: int, ema_decay: float
 ) -> float:
-    """Clip, check, step, move the EMA. Raises FloatingPointError on a gradient that is not finite, changing nothing."""
+    """Clip, check, step, move the EMA. Raises FloatingPointError on a gradient that is not finite, changing nothing.
+
+    In float16 such a step is skipped, with a norm of 0, while a smaller scale may be the remedy.
+    """
+    if learner.scale.value != 1.0:
+        scale_gradients(learner.policy, 1.0 / learner.scale.value)
     norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), cfg.clip_norm)
     grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not math.isfinite(grad_norm):
         learner.optimizer.zero_grad()
+        if learner.scale.overflowed():
+            return 0.0
         raise FloatingPointError(
             f"gradient norm is {grad_norm}; the weights were left as they were before this step"
         )
     set_learning_rate(learner.optimizer, learning_rate(cfg, stage_step, steps))
     learner.optimizer.step()
     learner.optimizer.zero_grad()
+    learner.scale.good()
     if learner.ema is not None:
         move_ema(learner.ema, learner.policy, ema_decay)
     return grad_norm
@@ -128,3 +177,19 @@ def add(into: Sums, more: Sums) -> None:
     for name, (value, count) in more.items():
         old_value, old_count = into.get(name, (0.0, 0.0))
         into[name] = (old_value + value, old_count + count)
+
+
+def reduced(sums: Sums, extremes: Extremes, world: dist.World) -> dict[str, float]:
+    """Ratios of sums over all ranks, and what they and the extremes make of the mismatch; ``tokens/*`` are totals, they
+    are not divided. Collective.
+    """
+    names, peaks = sorted(sums), sorted(extremes)
+    flat = dist.total([value for name in names for value in sums[name]], world)
+    totals = dict(zip(names, zip(flat[::2], flat[1::2], strict=True), strict=True))
+    largest = dist.greatest([extremes[name] for name in peaks], world)
+    means = {
+        name: value if name.startswith("tokens/") else value / max(count, 1e-30)
+        for name, (value, count) in totals.items()
+        if not name.startswith(PREFIX)
+    }
+    return means | finished(totals, dict(zip(peaks, largest, strict=True)))

@@ -33,8 +33,8 @@ class Engine(Protocol):
     alone.
     """
 
-    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> None: ...
-    def collect(self) -> list[Group]: ...
+    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[str]: ...
+    def collect(self, tickets: Sequence[str]) -> list[Group]: ...
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def measure(
     mass.
     """
     mine = dist.share(range(len(prompts)), world)
-    engine.submit([prompts[i] for i in mine], procedure.thoughts, procedure.purpose)
-    groups = engine.collect()
+    asked = [prompts[i] for i in mine]
+    groups = engine.collect(engine.submit(asked, procedure.thoughts, procedure.purpose))
     thoughts = dist.unshare([[r.thought_ids for r in group.rollouts] for group in groups], world)
     lineup = Lineup(
         prompts,

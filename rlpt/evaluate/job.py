@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlpt import checkpoint, dist
+from rlpt.agreement import Trial
 from rlpt.config import (
     EvalJobConfig,
     PolicyConfig,
@@ -14,17 +15,17 @@ from rlpt.config import (
     ThoughtConfig,
     longest_branch,
 )
-from rlpt.evaluate.continuation import Engine, Procedure
+from rlpt.evaluate.continuation import Procedure
 from rlpt.evaluate.continuation import Scorer as ScorerLike
 from rlpt.evaluate.evaluation import Evaluation, evaluate
 from rlpt.evaluate.records import write_parquet
 from rlpt.evaluate.summary import Resampling, Unit
 from rlpt.policy import load
 from rlpt.policy.scoring import Scorer
-from rlpt.policy.selfcheck import check_layout, documents_to_check
 from rlpt.prompts import held_out, held_out_windows
 from rlpt.rollout import sync
-from rlpt.rollout.transformers_engine import TransformersEngine
+from rlpt.rollout.engine import Engine
+from rlpt.rollout.start import open_engine
 from rlpt.runlog import read_config
 from rlpt.types import Markers
 from rlpt_data.shards import ShardFolder
@@ -51,7 +52,11 @@ def run(config: EvalJobConfig) -> dict[str, Any]:
     config = resolved(config)
     folder = ShardFolder.open(config.shards)
     with dist.world() as world:
-        found = evaluate_subject(config, folder, open_subject(config, folder, world), world)
+        subject = open_subject(config, folder, world)
+        try:
+            found = evaluate_subject(config, folder, subject, world)
+        finally:
+            subject.engine.close()
         if world.is_main:
             _write(config, folder, found)
     return {
@@ -110,22 +115,22 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     assert config.thought, "resolve the configuration first"
     assert config.prompts, "resolve the configuration first"
     longest = longest_branch(config.prompts, config.thought)
-    longest = max(longest, config.evaluation.longest_window)
-    plan = load.blueprint(config.policy, folder, longest)
+    window = max(longest, config.evaluation.longest_window)
+    plan = load.blueprint(config.policy, folder, window)
     policy = load.load(config.policy, plan, world, config.seed)
     if config.run is not None:
         tokenizer = str(folder.manifest.tokenizer_hash)
         checkpoint.load_weights(checkpoint.find(config.run), policy, tokenizer)
     markers, tokens = plan.vocabulary.markers, config.evaluation.batch_tokens
-    if plan.layout == "shared":
-        split = folder.split(config.evaluation.split)
-        chosen = documents_to_check(split, config.prompts, markers, config.seed)
-        check_layout(policy, chosen, markers, config.thought.budget_tokens, world)
-    engine = TransformersEngine(
-        *(plan.config, plan.layout, markers, config.thought, config.seed),
-        *(config.engine.prompts_per_batch, world.device),
+    trial = Trial(config, folder, plan, world)
+    trial.layout(policy)
+    engine = open_engine(
+        *(config.engine, config.policy, plan, config.thought, longest),
+        *(str(folder.manifest.tokenizer_hash), config.out_dir / "engine", config.seed, world),
     )
     sync.publish(policy, engine, 0)
+    if not engine.is_reference:
+        trial.engine(engine, policy)
     scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
     return Subject(scorer, engine, markers, unbanned)
 

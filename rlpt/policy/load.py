@@ -137,7 +137,7 @@ def sharded(cfg: PolicyConfig, plan: Blueprint, world: dist.World) -> Policy:
         _refuse_dropout(plan.config)
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(lm, plan.layout)
-    compute = torch.bfloat16 if cfg.compute_dtype == "bfloat16" else None
+    compute = None if cfg.compute_dtype == "float32" else getattr(torch, cfg.compute_dtype)
     precision = MixedPrecisionPolicy(
         param_dtype=compute, reduce_dtype=torch.float32 if compute else None
     )

@@ -21,10 +21,12 @@ def head_logprob(
     rows_R: Int[Tensor, " R"],
     target_R: Int[Tensor, " R"],
     banned: tuple[int, ...],
+    temperature: float = 1.0,
 ) -> LogProb:
     """Log-probability of ``target_R`` at rows of hidden, ``banned`` ids outside the softmax; argmax beside it."""
     return linear_logprob(
-        hidden_MD, head.weight, target_R, rows=rows_R, banned=banned, argmax=True, **_head(head, config)
+        hidden_MD, head.weight, target_R, rows=rows_R, banned=banned, argmax=True,
+        **_head(head, config, temperature),
     )  # fmt: skip
 
 
@@ -35,6 +37,7 @@ def head_policy_loss(
     rows_R: Int[Tensor, " R"],
     target_R: Int[Tensor, " R"],
     banned: tuple[int, ...],
+    temperature: float,
     behaviour_logp_R: Float[Tensor, " R"],
     advantage_R: Float[Tensor, " R"],
     weight_R: Float[Tensor, " R"],
@@ -44,14 +47,14 @@ def head_policy_loss(
     return linear_policy_loss(
         hidden_MD, head.weight, target_R, behaviour_logp_R, advantage_R, weight_R, rows=rows_R, banned=banned,
         trust_region=ratio.trust_region, clip_low=ratio.clip_low, clip_high=ratio.clip_high,
-        tv_delta=ratio.tv_delta, max_ratio=ratio.max_ratio, **_head(head, config),
+        tv_delta=ratio.tv_delta, max_ratio=ratio.max_ratio, **_head(head, config, temperature),
     )  # fmt: skip
 
 
-def _head(head: nn.Linear, config: object) -> dict[str, Any]:
-    """What lies between hidden states and logits, as the kernels' keywords."""
+def _head(head: nn.Linear, config: object, temperature: float) -> dict[str, Any]:
+    """What lies between hidden states and log-probabilities, as the kernels' keywords."""
     softcap = getattr(config, "final_logit_softcapping", None)
-    return {"bias": head.bias, "softcap": softcap, "temperature": _divisor(config)}
+    return {"bias": head.bias, "softcap": softcap, "temperature": temperature * _divisor(config)}
 
 
 def _divisor(config: object) -> float:

@@ -67,6 +67,7 @@ class Rows:
     hidden_R: Int[Tensor, " R"]
     target_R: Int[Tensor, " R"]
     banned: tuple[int, ...]
+    temperature: float = 1.0
 
 
 def pack(
@@ -128,10 +129,14 @@ def rows(
     target: Sequence[np.ndarray],
     banned: tuple[int, ...],
     device: torch.device,
+    temperature: float = 1.0,
 ) -> Rows:
     """Concatenate the pieces of one kind of row."""
     hidden_R, target_R = concat(*hidden), concat(*target)
     assert len(hidden_R) == len(target_R), (len(hidden_R), len(target_R))
     return Rows(
-        torch.from_numpy(hidden_R).to(device), torch.from_numpy(target_R).to(device), banned
+        torch.from_numpy(hidden_R).to(device),
+        torch.from_numpy(target_R).to(device),
+        banned,
+        temperature,
     )

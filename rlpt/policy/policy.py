@@ -34,7 +34,8 @@ class Readout:
     def scores(self, kind: Rows) -> RowScores:
         """Log-probabilities of rows, differentiable."""
         found = head_logprob(
-            self._lm.lm_head, self._lm.config, self._hidden_MD, kind.hidden_R, kind.target_R, kind.banned
+            self._lm.lm_head, self._lm.config, self._hidden_MD, kind.hidden_R, kind.target_R, kind.banned,
+            kind.temperature,
         )  # fmt: skip
         assert found.argmax is not None
         return RowScores(found.logp, found.argmax)
@@ -55,7 +56,7 @@ class Readout:
         """The policy-gradient loss of rows, fused with the head (`rlpt_kernels.linear_policy_loss`)."""
         return head_policy_loss(
             self._lm.lm_head, self._lm.config, self._hidden_MD, kind.hidden_R, kind.target_R, kind.banned,
-            behaviour_logp_R, advantage_R, weight_R, ratio,
+            kind.temperature, behaviour_logp_R, advantage_R, weight_R, ratio,
         )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ Span = tuple[Trunk, int, int]
 
 
 class Scorer:
-    """Scores branches and trunks with one policy at T = 1, ``banned`` ids (the markers) removed from the softmax.
+    """Scores branches and trunks with one policy, ``banned`` ids (the markers) removed from the softmax.
 
+    ``temperature`` is 1 for held-out text, and the one it was sampled at for what an engine sampled.
     ``tokens`` is the budget of one forward; it changes memory and speed, never a number beyond rounding. ``layout`` is
     the policy's unless given.
     Collective: under several ranks every rank calls it equally often; a rank that runs out of work joins with empty
@@ -30,12 +31,14 @@ class Scorer:
         world: dist.World,
         tokens: int,
         layout: Layout | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.policy = policy
         self.layout: Layout = policy.layout if layout is None else layout
         self.banned = banned
         self.world = world
         self.tokens = tokens
+        self.temperature = temperature
 
     def branches(self, pairs: Sequence[Pair]) -> list[Scores]:
         """Scores of ``branch.ids[branch.score_start:]`` given the trunk up to the cut and the rest of the branch."""
@@ -77,7 +80,7 @@ class Scorer:
     def _forward(
         self, packed: Packed, hidden: list[np.ndarray], target: list[np.ndarray]
     ) -> list[Scores]:
-        kind = rows(hidden, target, self.banned, self.world.device)
+        kind = rows(hidden, target, self.banned, self.world.device, self.temperature)
         (scored,) = self.policy(packed, scores_of([kind]))
         return split_scores(scored.logp_R, scored.argmax_R, [len(part) for part in target])
 

@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from rlpt.report.words import CONTROLS, visible
 from rlpt.statistics import HARMLESS_BAND
@@ -49,35 +49,56 @@ _STYLE: Any = {
     "legend.fontsize": 8,
 }
 
-CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
-    (
+
+class Curve(NamedTuple):
+    """One small chart of some metrics over the steps."""
+
+    title: str
+    unit: str
+    series: tuple[tuple[str, str], ...]
+    """(metric, name in the legend)."""
+    scale: str = "linear"
+    """Of the values; "log" where a mean and a maximum share the axes."""
+
+
+CURVES = (
+    Curve(
         "Next-token loss",
         "nats per token",
         (("loss/next_token", "text"), ("loss/thought", "thoughts")),
     ),
-    ("Reward", "mean of the step", (("reward/mean", "reward"),)),
-    (
+    Curve("Reward", "mean of the step", (("reward/mean", "reward"),)),
+    Curve(
         "Gain while training",
         "nats per token",
         (("gain/mean", "mean"), ("gain/marginal_n", "marginal")),
     ),
-    ("Thought length", "tokens", (("thought/length", "mean"),)),
-    ("Thoughts that end themselves", "share", (("thought/closer_rate", "own closer"),)),
-    ("Surprise in thoughts", "nats per action", (("thought/nll", "-log p"),)),
-    ("Engine against trainer", "k3, nats", (("mismatch/k3", "k3"),)),
-    ("Gradient norm", "before clipping", (("loss/grad_norm", "norm"),)),
+    Curve("Thought length", "tokens", (("thought/length", "mean"),)),
+    Curve("Thoughts that end themselves", "share", (("thought/closer_rate", "own closer"),)),
+    Curve("Surprise in thoughts", "nats per action", (("thought/nll", "-log p"),)),
+    Curve(
+        "Engine against trainer",
+        "|d|, nats per token",
+        (
+            ("mismatch/abs_log_ratio", "mean"),
+            ("mismatch/max_abs_log_ratio", "largest"),
+            ("mismatch/current_abs_log_ratio", "mean, newest weights"),
+        ),
+        "log",
+    ),
+    Curve("Drift from the sampling weights", "k3, nats", (("mismatch/k3", "k3"),)),
+    Curve("Effective sample", "share", (("mismatch/ess", "ESS"),)),
+    Curve("Gradient norm", "before clipping", (("loss/grad_norm", "norm"),)),
 )
-"""(title, unit, ((metric, name in the legend), ...)) of the charts; all other metrics are in the
-table.
-"""
+"""The charts; all other metrics are in the table."""
 
 
 def curves(metrics: Sequence[Row]) -> list[str]:
     """One small chart for every entry of CURVES that some step has a finite value for."""
     return [
-        _svg(_curve(title, unit, series, metrics), f"curve{number}", title)
-        for number, (title, unit, series) in enumerate(CURVES)
-        if any(finite(metrics, name) for name, _ in series)
+        _svg(_curve(curve, metrics), f"curve{number}", curve.title)
+        for number, curve in enumerate(CURVES)
+        if any(finite(metrics, name) for name, _ in curve.series)
     ]
 
 
@@ -167,20 +188,23 @@ def finite(metrics: Sequence[Row], name: str) -> list[tuple[int, float]]:
     ]
 
 
-def _curve(
-    title: str, unit: str, series: Sequence[tuple[str, str]], metrics: Sequence[Row]
-) -> Figure:
+def _curve(curve: Curve, metrics: Sequence[Row]) -> Figure:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(3.7, 2.2)
-        axes.set_title(title, fontweight="bold")
+        axes.set_title(curve.title, fontweight="bold")
         _stages(axes, metrics)
         drawn = 0
-        for (name, label), colour in zip(series, _SERIES, strict=False):
+        for (name, label), colour in zip(curve.series, _SERIES, strict=False):
             points = _thin(finite(metrics, name), _POINTS)
+            if curve.scale == "log":
+                # A difference of exactly 0 has no place on these axes.
+                points = [point for point in points if point[1] > 0]
             if points:
                 drawn += 1
                 axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, label=label)
-        axes.set(xlabel="step", ylabel=unit)
+        axes.set(xlabel="step", ylabel=curve.unit)
+        if curve.scale == "log" and drawn:
+            _powers(axes)
         _whole_steps(axes)
         if drawn > 1:
             axes.legend()
@@ -195,6 +219,13 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 def _whole_steps(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.grid(visible=False, axis="x")
+
+
+def _powers(axes: Axes) -> None:
+    """Powers of ten in plain figures: matplotlib's own are mathematics, which is not parsed here."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _stages(axes: Axes, metrics: Sequence[Row]) -> None:

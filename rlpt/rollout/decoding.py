@@ -81,7 +81,13 @@ class Decoding:
         if self._all_forced(position):
             nothing_A = torch.zeros_like(self.done_A)
             return torch.full_like(self.key_A, self.markers.closer), nothing_A.float(), nothing_A
-        draw = sample(self.decoder.logits_NV, (self.markers.opener,), self.key_A, position)
+        draw = sample(
+            self.decoder.logits_NV,
+            (self.markers.opener,),
+            self.key_A,
+            position,
+            self.thought.temperature,
+        )
         forced_A = (self.closed_at_A < 0) & (position == self.thought.budget_tokens)
         ids_A = torch.where(forced_A, self.markers.closer, draw.ids_N)
         action_A = ~forced_A & ~self.done_A

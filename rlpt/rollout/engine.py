@@ -1,31 +1,56 @@
 """What every engine is: prompts in, groups out, weights in.
 
-Sampling is a pure function of the weights and (seed, purpose, epoch, document, cut, rollout, position): batches, ranks
-and engines' schedules cannot change a thought.
+In the reference engine sampling is a pure function of the weights and (seed, purpose, epoch, document, cut, rollout,
+position): batches, ranks and schedules cannot change a thought. vLLM keeps this up to rounding.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rlpt.types import Group, Prompt
+
+Ticket = str
+"""Names one group that was asked for."""
 
 
 @runtime_checkable
 class Engine(Protocol):
     """Token in, token out. Implementations raise RuntimeError naming the call that failed."""
 
-    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> None:
-        """Queue ``group_size`` rollouts of each prompt."""
+    version: int
+    """Of the weights, -1 where there are none."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """What it computes in."""
+    is_reference: bool
+    """Whether it computes with the trainer's own code, so that its log-probabilities need no watching."""
+
+    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[Ticket]:
+        """Ask for ``group_size`` rollouts of each prompt; the cuts of a document stand together."""
         ...
 
-    def collect(self) -> list[Group]:
-        """The groups of everything submitted since the last collect, in the order of submission."""
+    def collect(self, tickets: Sequence[Ticket]) -> list[Group]:
+        """Wait for these groups; each can be had once."""
+        ...
+
+    def cancel(self, tickets: Sequence[Ticket]) -> None:
+        """Nobody will collect these."""
         ...
 
     def publish(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace the weights. ``named_tensors`` are full tensors under transformers names."""
+        """Replace the weights, of groups under way too. ``named_tensors`` are full tensors under transformers names.
+
+        Collective: every rank calls it.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Nothing is asked before the next publish: memory may be given back."""
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """What is to be logged of the time since the last call."""
         ...
 
     def close(self) -> None: ...
@@ -35,5 +60,4 @@ def generate(
     engine: Engine, prompts: Sequence[Prompt], group_size: int, purpose: str
 ) -> list[Group]:
     """Submit and wait."""
-    engine.submit(prompts, group_size, purpose)
-    return engine.collect()
+    return engine.collect(engine.submit(prompts, group_size, purpose))

@@ -12,7 +12,7 @@ from rlpt import rng
 class Draw(NamedTuple):
     ids_N: Int[Tensor, " N"]
     logp_N: Float[Tensor, " N"]
-    """fp32 log-probability under the distribution that was sampled: T = 1, banned ids removed."""
+    """fp32 log-probability under the distribution that was sampled: at its temperature, banned ids removed."""
 
 
 def sample(
@@ -20,9 +20,12 @@ def sample(
     banned: tuple[int, ...],
     key_N: Int[Tensor, " N"],
     position: int,
+    temperature: float = 1.0,
 ) -> Draw:
     """argmax(log p + Gumbel noise keyed by (rollout, position)); ``banned`` ids have probability 0."""
     logits_NV = logits_NV.float()
+    if temperature != 1.0:
+        logits_NV = logits_NV / temperature
     for banned_id in banned:
         logits_NV[:, banned_id] = -torch.inf
     logp_NV = torch.log_softmax(logits_NV, dim=-1)

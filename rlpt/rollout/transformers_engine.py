@@ -19,11 +19,15 @@ from rlpt.policy.packing import Layout
 from rlpt.rollout.decoding import Decoder, Decoding
 from rlpt.rollout.padded_decoder import PaddedDecoder
 from rlpt.rollout.trunk_decoder import TrunkDecoder
+from rlpt.rollout.wire import DType
 from rlpt.types import Group, Markers, Prompt
 
 
 class TransformersEngine:
     """One model replica on one device. See `rlpt.rollout.engine.Engine` for the contract."""
+
+    dtype: DType = "float32"
+    is_reference = True
 
     def __init__(
         self,
@@ -46,7 +50,8 @@ class TransformersEngine:
         self.prompts_per_batch = prompts_per_batch
         self.device = device
         self.version = -1
-        self._queue: list[tuple[Sequence[Prompt], int, str]] = []
+        self._queue: dict[str, tuple[Prompt, int, str]] = {}
+        self._asked = 0
 
     def publish(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         parameters = dict(self.lm.named_parameters())
@@ -60,14 +65,35 @@ class TransformersEngine:
             )
         self.version = version
 
-    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> None:
-        self._queue.append((prompts, group_size, purpose))
+    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[str]:
+        tickets = [str(self._asked + p) for p in range(len(prompts))]
+        self._asked += len(prompts)
+        jobs = ((prompt, group_size, purpose) for prompt in prompts)
+        self._queue |= zip(tickets, jobs, strict=True)
+        return tickets
 
-    def collect(self) -> list[Group]:
+    def collect(self, tickets: Sequence[str]) -> list[Group]:
         if self.version < 0:
             raise RuntimeError("collect: no weights were published to the engine")
-        queue, self._queue = self._queue, []
-        return [group for job in queue for group in self._generate(*job)]
+        jobs = {ticket: self._queue.pop(ticket) for ticket in tickets}
+        kinds: dict[tuple[int, str], list[str]] = {}
+        for ticket, (_, group_size, purpose) in jobs.items():
+            kinds.setdefault((group_size, purpose), []).append(ticket)
+        found: dict[str, Group] = {}
+        for kind, alike in kinds.items():
+            groups = self._generate([jobs[ticket][0] for ticket in alike], *kind)
+            found |= zip(alike, groups, strict=True)
+        return [found[ticket] for ticket in tickets]
+
+    def cancel(self, tickets: Sequence[str]) -> None:
+        for ticket in tickets:
+            self._queue.pop(ticket, None)
+
+    def rest(self) -> None:
+        """Its weights stay: the reference engine has no memory to give back."""
+
+    def counters(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         self._queue.clear()

@@ -158,14 +158,13 @@ def test_masked_padding_and_zero_advantage_rows_are_exactly_silent(mask):
     """Whatever they hold: 0 times the garbage of an exp would be NaN."""
     logp_R = rows(-1.0, -math.inf, -2000.0, -1.0, math.nan).requires_grad_()
     behaviour_R = rows(-1.0, -1.0, -1.0, -3000.0, -math.inf)
-    loss, stats = policy_gradient(
+    loss, _ = policy_gradient(
         logp_R, behaviour_R, rows(1.0, 3.0, -1.0, 0.0, math.nan), rows(1.0, 0.0, 0.0, 1.0, 0.0),
         **{**SETTINGS, "mask": mask},
     )  # fmt: skip
     (gradient_R,) = torch.autograd.grad(loss, logp_R)
     assert gradient_R.tolist() == [-1.0, 0.0, 0.0, 0.0, 0.0]
     assert loss.item() == 1.0
-    assert stats["ratio"] > 1e300
 
 
 def test_a_sampled_token_that_the_trainer_calls_impossible_is_not_hidden():
@@ -252,7 +251,7 @@ def test_weights_of_all_actions_add_up_to_one(counts, aggregate):
     assert total == pytest.approx(1.0)
 
 
-def test_sums_of_the_mismatch_by_hand():
+def test_masked_and_capped_rows_are_counted():
     """Ratios 2, 0.25 and 1; the last row is padding."""
     logp_R = rows(math.log(0.5), math.log(0.1), math.log(0.3), 0.0)
     behaviour_R = rows(math.log(0.25), math.log(0.4), math.log(0.3), -7.0)
@@ -260,23 +259,10 @@ def test_sums_of_the_mismatch_by_hand():
         logp_R, behaviour_R, rows(1.0, -1.0, 1.0, 1.0), rows(1.0, 1.0, 1.0, 0.0),
         **{**SETTINGS, "mask": "clip", "max_ratio": 1.5},
     )  # fmt: skip
-    assert stats == pytest.approx(
-        {
-            "masked": 2.0,
-            "capped": 1.0,
-            "ratio": 2 + 0.25 + 1,
-            "ratio_square": 4 + 0.0625 + 1,
-            "k3": (2 - 1 - math.log(2)) + (0.25 - 1 - math.log(0.25)) + 0,
-            "log_ratio": math.log(2) - math.log(4),
-            "abs_log_ratio": math.log(2) + math.log(4),
-            "log_ratio_square": math.log(2) ** 2 + math.log(4) ** 2,
-            "abs_probability": 0.25 + 0.3 + 0,
-        },
-        abs=1e-12,
-    )
+    assert stats == {"masked": 2.0, "capped": 1.0}
 
 
-def test_on_policy_every_ratio_is_one_and_nothing_is_masked():
+def test_on_policy_nothing_is_masked():
     logp_R = -torch.rand(50, generator=torch.Generator().manual_seed(0))
     advantage_R = torch.linspace(-1, 1, 50)
     for mask in ("none", "clip", "tv"):
@@ -284,7 +270,7 @@ def test_on_policy_every_ratio_is_one_and_nothing_is_masked():
             logp_R, logp_R, advantage_R, torch.ones(50),
             **{**SETTINGS, "mask": mask, "max_ratio": 5.0},
         )  # fmt: skip
-        assert (stats["ratio"], stats["masked"], stats["k3"]) == (50.0, 0.0, 0.0)
+        assert stats == {"masked": 0.0, "capped": 0.0}
         assert loss.item() == pytest.approx(-(advantage_R * logp_R).sum().item(), rel=1e-5)
 
 

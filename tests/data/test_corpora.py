@@ -1,5 +1,6 @@
 """Real web pages and books through the whole path, with real tokenizers."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from rlpt_data import sources
 from rlpt_data.documents import Drop
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import CUT_KINDS, ShardFolder, verify_folder
+from rlpt_data.strict import load
 from rlpt_data.tokenizer import PlainTokenizer
 
 Configured = Callable[..., PrepareConfig]
@@ -18,10 +20,16 @@ GPT2 = "gpt2-tokenizer/tokenizer.json"
 STORIES = "stories260k/hf"
 
 
-@pytest.fixture
-def prepared(configured: Configured, corpus: Path, tmp_path: Path) -> Callable[..., ShardFolder]:
+@pytest.fixture(scope="module")
+def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ShardFolder]:
+    """Verified shards of the first documents of a corpus; the same ones are made once."""
+
+    @functools.cache
     def make(source: str, tokenizer: str, count: int, *more: str) -> ShardFolder:
-        toml = f"""
+        folder = tmp_path_factory.mktemp("corpora")
+        (folder / "prepare.toml").write_text(f"""
+            out = "{folder}/shards"
+            without_decontamination = true
             max_documents = {count}
             [source]
             kind = "jsonl"
@@ -29,10 +37,10 @@ def prepared(configured: Configured, corpus: Path, tmp_path: Path) -> Callable[.
             [tokenizer]
             kind = "file"
             path = "{corpus}/{tokenizer}"
-        """
-        prepare(configured(toml, *more), progress=False)
-        verify_folder(tmp_path / "shards")
-        return ShardFolder.open(tmp_path / "shards")
+        """)
+        prepare(load(PrepareConfig, folder / "prepare.toml", more), progress=False)
+        verify_folder(folder / "shards")
+        return ShardFolder.open(folder / "shards")
 
     return make
 
@@ -50,8 +58,8 @@ def test_contexts_encode_to_the_documents_own_prefix(
     prepared: Callable[..., ShardFolder], corpus: Path
 ) -> None:
     """encode(context) is the prefix of encode(document) for at least 99% of cuts of each kind."""
-    folder = prepared("digitalgov", GPT2, 80)
-    tokenizer = PlainTokenizer.read(corpus / GPT2)
+    folder = prepared("digitalgov", GPT2, 200)
+    tokenizer = PlainTokenizer.cached(corpus / GPT2)
     kept = dict.fromkeys(CUT_KINDS, 0)
     total = dict.fromkeys(CUT_KINDS, 0)
     for document in itertools.islice(folder.split("train"), 25):
@@ -92,8 +100,8 @@ def test_malformed_archives_never_crash(configured: Configured, corpus: Path) ->
     paths = [p for p in (corpus / "warcio-test").rglob("*.warc*") if p.is_file()]
     assert paths
     for path in paths:
-        source = configured(f'[source]\nkind = "warc"\npath = "{path}"').source
-        assert all(item is not None for item in sources.documents(source))
+        toml = f'[source]\nkind = "warc"\npath = "{path}"\nextractor = "html:escape"'
+        assert all(item is not None for item in sources.documents(configured(toml).source))
 
 
 def test_corpora_have_the_documents_their_readme_promises(corpus: Path) -> None:

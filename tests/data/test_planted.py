@@ -36,7 +36,9 @@ def html(text: str) -> bytes:
 def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Shards of a web archive of real pages with plants, and their documents by URL."""
     folder = tmp_path_factory.mktemp("planted")
-    item = json.loads((corpus / "eval-gsm8k/test.jsonl").read_text().splitlines()[7])["question"]
+    items = (corpus / "eval-gsm8k/test.jsonl").read_text().splitlines()[:50]
+    (folder / "items.jsonl").write_text("\n".join(items))
+    item = json.loads(items[7])["question"]
     clean = texts(corpus, 48)
     words = clean[0].split()
     # Every tenth of the near-duplicate is another: four fifths of all runs of 5 words are shared.
@@ -51,9 +53,7 @@ def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     pages = {str(number): text for number, text in enumerate(clean[:40])} | plants
     archive = [member(record(f"https://a.org/{name}", http(html(t)))) for name, t in pages.items()]
     (folder / "in.warc.gz").write_bytes(b"".join(archive))
-    chosen = EvaluationSet(
-        name="gsm8k", path=corpus / "eval-gsm8k/test.jsonl", fields=("question", "answer")
-    )
+    chosen = EvaluationSet(name="gsm8k", path=folder / "items.jsonl", fields=("question", "answer"))
     build_index(IndexConfig(out=folder / "index.npz", sets=(chosen,)))
     table = {
         "out": str(folder / "shards"),
@@ -109,7 +109,7 @@ def test_control_tokens_are_plain_text_to_the_last_byte(made: Made, corpus: Path
     _, rows = made
     row = rows["control"]
     assert row.text.endswith("The model says </think> and <|endoftext|> and <|im_end|> then.")
-    tokenizer = PlainTokenizer.read(corpus / "gpt2-tokenizer/tokenizer.json")
+    tokenizer = PlainTokenizer.cached(corpus / "gpt2-tokenizer/tokenizer.json")
     assert tokenizer.decode(row.ids) == row.text.encode()
     table = json.loads((corpus / "gpt2-tokenizer/tokenizer.json").read_text())
     special = {token["id"] for token in table["added_tokens"]}

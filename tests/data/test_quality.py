@@ -1,5 +1,6 @@
 """Stages that choose and change documents: each rule drops what it is about, and says its name."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_the_fast_order_decides_as_the_published_one(corpus: Path) -> None:
     pytest.importorskip("datatrove")
     published = ("gopher-repetition", "gopher-quality", "c4", "fineweb")
     for number, item in enumerate(files.lines(corpus / "digitalgov.jsonl.zst")):
-        if number == 150:
+        if number == 80:
             break
         assert not isinstance(item, Drop)
         text = json.loads(item[1])["text"]
@@ -143,10 +144,10 @@ def test_no_address_takes_long_to_look_for() -> None:
 
 def test_real_pages_lose_their_addresses(corpus: Path) -> None:
     found = 0
-    for item in files.lines(corpus / "digitalgov.jsonl.zst"):
+    for item in itertools.islice(files.lines(corpus / "digitalgov.jsonl.zst"), 1000):
         assert not isinstance(item, Drop)
         text = json.loads(item[1])["text"]
         found += (changed := anonymous(text)) != text
         for address in re.findall(r"[\w.]+@[\w-]+\.[\w.]*\w", changed):
             assert "example." in address or not re.search(r"@[\w.-]+\.[A-Za-z]{2,}$", address)
-    assert found > 50
+    assert found > 20

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from misbehaving import behave
 
 from rlpt_data import sources, workers
 from rlpt_data.manifest import read_manifest
@@ -41,10 +42,10 @@ def near(number: int) -> str:
     return text(number).replace("again", "Again", 1)
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Five files with pages, repetitions and broken lines; a configuration for any output."""
-    folder = tmp_path / "pages"
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five files with pages, repetitions and broken lines."""
+    folder = tmp_path_factory.mktemp("resume") / "pages"
     folder.mkdir()
     for file in range(5):
         texts = [text(number) for number in range(file * 15, file * 15 + 15)]
@@ -52,21 +53,33 @@ def make(tmp_path: Path) -> Make:
         rows = [{"text": t, "url": f"https://s{n % 4}.org/{file}/{n}"} for n, t in enumerate(texts)]
         lines = [json.dumps(row) for row in rows] + ["{"]
         (folder / f"{file}.jsonl").write_text("\n".join(lines))
+    return folder
 
-    def config(name: str, **changes: Any) -> PrepareConfig:
-        table = {
-            "out": tmp_path / name,
-            "without_decontamination": True,
-            "source": {"kind": "jsonl", "path": folder},
-            "stages": [{"kind": "near-duplicates"}],
-            "tokenizer": {"kind": "bpe", "vocab_size": 280},
-            "cuts": {"min_context": 8, "min_continuation": 8},
-            "split": {"dev": 0.1, "test": 0.1},
-            "num_shards": 3,
-        }
-        return PrepareConfig.model_validate_json(json.dumps(table | changes, default=str))
 
-    return config
+def configuration(out: Path, pages: Path, **changes: Any) -> PrepareConfig:
+    table = {
+        "out": out,
+        "without_decontamination": True,
+        "source": {"kind": "jsonl", "path": pages},
+        "stages": [{"kind": "near-duplicates"}],
+        "tokenizer": {"kind": "bpe", "vocab_size": 280},
+        "cuts": {"min_context": 8, "min_continuation": 8},
+        "split": {"dev": 0.1, "test": 0.1},
+        "num_shards": 3,
+    }
+    return PrepareConfig.model_validate_json(json.dumps(table | changes, default=str))
+
+
+@pytest.fixture
+def make(tmp_path: Path, pages: Path) -> Make:
+    """A configuration for any output."""
+    return lambda name, **changes: configuration(tmp_path / name, pages, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(pages: Path) -> dict[str, bytes]:
+    """What one process writes that nothing interrupts."""
+    return run(configuration(pages.parent / "whole", pages))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -87,17 +100,16 @@ def run(config: PrepareConfig) -> dict[str, bytes]:
     return contents(config.out)
 
 
-def test_two_workers_write_the_bytes_of_one(make: Make) -> None:
-    assert run(make("one")) == run(make("two", workers=2))
+def test_two_workers_write_the_bytes_of_one(make: Make, whole: dict[str, bytes]) -> None:
+    assert run(make("two", workers=2)) == whole
 
 
 def test_the_order_of_the_input_files_has_no_part_in_any_byte(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = run(make("forward"))
     listed = sources.units
     monkeypatch.setattr(sources, "units", lambda config: listed(config)[::-1])
-    assert run(make("backward")) == once
+    assert run(make("backward")) == whole
 
 
 def test_another_number_of_shards_keeps_documents_cuts_and_split(make: Make) -> None:
@@ -129,9 +141,8 @@ def test_stages_account_for_every_document(make: Make) -> None:
 
 
 def test_a_run_killed_before_any_flush_or_rename_goes_on_to_the_same_bytes(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run(make("whole"))
     config = make("killed")
     renamed, synced = Path.rename, os.fsync
     left = 0
@@ -193,13 +204,18 @@ def interrupted(config: PrepareConfig, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("what", ["input", "version", "output"])
 def test_what_changed_since_the_kill_is_said_and_done_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+    tmp_path: Path,
+    pages: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
 ) -> None:
-    config = make("out")
+    own = shutil.copytree(pages, tmp_path / "pages")
+    config = configuration(tmp_path / "out", own)
     interrupted(config, monkeypatch)
     work = config.out.parent / ".out.work"
     if what == "input":
-        path = config.out.parent / "pages/1.jsonl"
+        path = own / "1.jsonl"
         path.write_text(path.read_text() + "\n{")
     elif what == "version":
         monkeypatch.setattr("rlpt_data.plan.LIBRARIES", ("numpy",))
@@ -211,7 +227,7 @@ def test_what_changed_since_the_kill_is_said_and_done_again(
     error = " ".join(capsys.readouterr().err.split())
     told = {"input": "input 1.jsonl", "version": "version of", "output": "4 of 5 units of read"}
     assert told[what] in error
-    assert found == run(make("fresh"))
+    assert found == run(configuration(tmp_path / "fresh", own))
 
 
 def test_two_runs_in_one_folder_are_refused(make: Make) -> None:
@@ -226,9 +242,11 @@ def test_two_runs_in_one_folder_are_refused(make: Make) -> None:
 
 
 def test_a_unit_that_cannot_be_read_is_set_aside_and_tried_again(
-    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make: Make,
+    whole: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = run(make("whole"))
     config, read = make("out", max_failed_share=0.2), sources.read
 
     def unreadable(source: Any, unit: Any) -> Any:
@@ -250,7 +268,7 @@ def test_a_unit_that_cannot_be_read_is_set_aside_and_tried_again(
 
 
 def test_a_full_disk_stops_with_one_line_and_nothing_is_lost(
-    make: Make, monkeypatch: pytest.MonkeyPatch
+    make: Make, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make("out")
 
@@ -261,37 +279,26 @@ def test_a_full_disk_stops_with_one_line_and_nothing_is_lost(
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device; make room and run"):
             prepare(config, progress=False)
-    assert run(config) == run(make("fresh"))
-
-
-def _behave(job: tuple[str, str]) -> str:
-    what, path = job
-    if what == "raise":
-        raise KeyError(what)
-    if what == "mistake":
-        raise UserError("yours")
-    if what == "die" or (what == "die once" and not Path(path).exists()):
-        Path(path).touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return what.upper()
+    assert run(config) == whole
 
 
 def test_a_worker_that_dies_is_replaced_and_its_job_tried_once_more(tmp_path: Path) -> None:
     jobs = [(what, str(tmp_path / what)) for what in ("a", "die once", "b", "die", "raise", "c")]
-    found = {job[0]: result for job, result in workers.outcomes(_behave, jobs, 2)}
+    found = {job[0]: result for job, result in workers.outcomes(behave, jobs, 2)}
     assert (found["a"], found["die once"]) == ("A", "DIE ONCE")
     for name, error in (("die", "ended from outside, twice"), ("raise", "KeyError: 'raise'")):
         failure = found[name]
         assert isinstance(failure, workers.Failure)
         assert error in failure.error
     with pytest.raises(UserError, match="yours"):
-        list(workers.outcomes(_behave, [("mistake", ""), ("a", "")], 2))
+        list(workers.outcomes(behave, [("mistake", ""), ("a", "")], 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_twenty_kills_of_the_process_itself_change_nothing(make: Make, num_workers: int) -> None:
-    whole = run(make("whole"))
+def test_twenty_kills_of_the_process_itself_change_nothing(
+    make: Make, whole: dict[str, bytes], num_workers: int
+) -> None:
     config = make("killed", workers=num_workers)
     program = (
         "import sys; from rlpt_data.prepare import PrepareConfig, prepare\n"

@@ -54,17 +54,19 @@ class CountingScorer:
 class KeyedEngine:
     """Thoughts of 0 to 4 ids, drawn from the prompt's key, the purpose and the sample alone."""
 
-    def submit(self, prompts, group_size: int, purpose: str) -> None:
-        self.groups = [
+    def submit(self, prompts, group_size: int, purpose: str) -> list[str]:
+        groups = [
             Group(
                 prompt,
                 tuple(self._rollout(prompt, purpose, sample) for sample in range(group_size)),
             )
             for prompt in prompts
         ]
+        self.groups = {str(p): group for p, group in enumerate(groups)}
+        return list(self.groups)
 
-    def collect(self) -> list[Group]:
-        return self.groups
+    def collect(self, tickets) -> list[Group]:
+        return [self.groups[ticket] for ticket in tickets]
 
     def _rollout(self, prompt: Prompt, purpose: str, sample: int) -> Rollout:
         draw = rng.generator(0, purpose, *prompt.key, sample)

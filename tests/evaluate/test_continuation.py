@@ -91,7 +91,8 @@ def test_the_text_after_the_cut_does_not_reach_the_thoughts(tiny, procedure, wor
     before, after = tiny.engine(), tiny.engine()
     left = measure(tiny.scorer(), before, prompts, procedure, world)
     right = measure(tiny.scorer(), after, replaced, procedure, world)
-    for group, other in zip(before.groups, after.groups, strict=True):
+    for ticket, group in before.groups.items():
+        other = after.groups[ticket]
         assert np.array_equal(group.prompt.policy_ids, other.prompt.policy_ids)
     for record, other in zip(left, right, strict=True):
         assert np.array_equal(record.thought_ids, other.thought_ids)

@@ -124,6 +124,12 @@ def test_the_plan_says_which_form_and_layout_a_run_will_take_and_why(config: Pat
     assert "micro_batch_tokens = 600" in text
 
 
+def test_vllm_reads_a_document_once_in_any_layout_and_keeps_its_own_cache(config: Path) -> None:
+    found = planned(config, "engine.kind=vllm", "engine.vllm.kv_cache_gib=2.0")["stages"]["think"]
+    assert found["naive"]["prefilled_tokens"] == found["shared"]["prefilled_tokens"] == 4 * (50 + 2)
+    assert found["naive"]["cache_bytes"] == 2 * 2**30
+
+
 def test_ranks_share_the_weights_and_the_time_and_must_share_the_documents(config: Path) -> None:
     one, two = planned(config), planned(config, ranks=2)
     assert two["weights_bytes"] == 8 * PARAMETERS + 4 * PARAMETERS

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlpt import dist, session
+from rlpt import dist, preflight
 from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig, RunConfig
 from rlpt.policy import attention, load
 from rlpt.policy.attention import Crossing
@@ -107,14 +107,14 @@ def test_a_step_that_cannot_be_one_forward_is_refused_with_the_size_that_could()
     # A trunk of 108 tokens and five branches of opener, thought, closer and continuation: 108 + 5 * 30 = 258.
     for ranks, most in ((1, 4 * 258), (2, 2 * 258)):
         world = dist.World(0, ranks, torch.device("cpu"))
-        session._check_shares(config(micro_batch_tokens=most, **changes), world, "shared")
+        preflight.check_shares(config(micro_batch_tokens=most, **changes), world, "shared")
         with pytest.raises(UserError, match=f"'training_forward'.*batch_std.* to {most}, or"):
-            session._check_shares(config(micro_batch_tokens=most - 1, **changes), world, "shared")
+            preflight.check_shares(config(micro_batch_tokens=most - 1, **changes), world, "shared")
     cfg = config(micro_batch_tokens=1, update={"score_with": "training_forward"})
     stage = cfg.stage[0]
     assert isinstance(stage, RLStage)
     assert stage.why_separate(whole=False) is None
-    session._check_shares(cfg, dist.World(0, 1, torch.device("cpu")), "shared")
+    preflight.check_shares(cfg, dist.World(0, 1, torch.device("cpu")), "shared")
 
 
 def test_a_path_past_the_last_position_is_refused(shards: ShardFolder) -> None:

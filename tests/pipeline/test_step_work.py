@@ -195,7 +195,7 @@ def test_no_micro_batch_is_larger_than_planned(
         costs = padded_costs(whole, asked, layout)
         for chosen in split_evenly(costs, budget, world):
             batch = [group for i in chosen for group in whole[i]]
-            packed = rollout_batch(batch, MARKERS, CPU, layout, asked).packed
+            packed = rollout_batch(batch, MARKERS, CPU, layout, asked, 0).packed
             sizes.append(packed.ids_NT.numel())
     planned = micro_batch_tokens(cfg, stage, layout)
     # Two documents of one width that do not fit together leave up to half of a budget empty.

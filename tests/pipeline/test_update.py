@@ -57,7 +57,7 @@ def learner(policy: Policy, plan: Blueprint, world: dist.World) -> Learner:
 def gradients(learner: Learner, groups: list[Group], stage: RLStage) -> dict[str, torch.Tensor]:
     advantage_PG = np.random.default_rng(0).normal(size=(len(groups), 3))
     learner.policy.zero_grad()
-    update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step=0))
+    update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step=0), 0)
     for part in update.parts(continuations=False):
         update._backward(part, False, lambda _readout, _batch, part=part: advantage_PG[part])
     return {

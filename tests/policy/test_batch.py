@@ -1,5 +1,6 @@
 """Micro-batches: whole documents in a budget, costs as packed, rows that are the tokens they are named for."""
 
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -118,9 +119,9 @@ def test_the_cost_of_a_document_is_what_is_packed(layout: str, wanted: Wanted) -
     assert documents(groups) == [[0, 2], [1]]
     for part in documents(groups):
         chosen = [groups[p] for p in part]
-        packed = rollout_batch(chosen, MARKERS, CPU, layout, wanted).packed
+        packed = rollout_batch(chosen, MARKERS, CPU, layout, wanted, 0).packed
         assert document_cost(chosen, wanted, layout) == packed.num_tokens
-    whole = rollout_batch(groups, MARKERS, CPU, layout, wanted).packed.num_tokens
+    whole = rollout_batch(groups, MARKERS, CPU, layout, wanted, 0).packed.num_tokens
     parts = [[groups[p] for p in part] for part in documents(groups)]
     assert whole == sum(document_cost(part, wanted, layout) for part in parts)
 
@@ -156,11 +157,12 @@ def test_a_micro_batch_is_within_its_budget_with_its_padding() -> None:
     parts = [[groups[p] for p in part] for part in documents(groups)]
     costs = padded_costs(parts, wanted, "naive")
     widest = max(
-        rollout_batch(part, MARKERS, CPU, "naive", wanted).packed.ids_NT.shape[1] for part in parts
+        rollout_batch(part, MARKERS, CPU, "naive", wanted, 0).packed.ids_NT.shape[1]
+        for part in parts
     )
     counts = [sum(len(each.rollouts) for each in part) + 1 for part in parts]
     assert costs == [count * widest for count in counts]
-    whole = rollout_batch(groups, MARKERS, CPU, "naive", wanted).packed
+    whole = rollout_batch(groups, MARKERS, CPU, "naive", wanted, 0).packed
     assert whole.ids_NT.numel() == sum(costs) > whole.num_tokens
     assert padded_costs(parts, wanted, "shared") == [
         document_cost(part, wanted, "shared") for part in parts
@@ -174,7 +176,7 @@ def read(ids_NT: torch.Tensor, kind) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_are_the_tokens_they_are_named_for(layout: str) -> None:
-    made = rollout_batch(two_documents(), MARKERS, CPU, layout, Wanted(True, True))
+    made = rollout_batch(two_documents(), MARKERS, CPU, layout, Wanted(True, True), 0)
     ids_NT = made.packed.ids_NT
     # After the opener: the thought, then the closer where it was sampled.
     assert read(ids_NT, made.actions) == [
@@ -207,10 +209,25 @@ def test_rows_are_the_tokens_they_are_named_for(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_actions_are_current_token_by_token(layout: str) -> None:
+    """A thought that was paused while the weights changed has tokens of both; a forced closer is no action."""
+    versions = [[3, 4, 4], [4, 4], [2, 3]]
+    ids = [([51, 52, 2], False), ([53, 2], True), ([54, 2], False)]
+    rollouts = [
+        replace(rollout(*each), version=np.array(version))
+        for each, version in zip(ids, versions, strict=True)
+    ]
+    groups = [group(document(10, 8), 4, rollouts)]
+    for version, expected in ((4, "011100"), (3, "100001"), (5, "000000")):
+        made = rollout_batch(groups, MARKERS, CPU, layout, Wanted(False, False), version)
+        assert made.current_R.tolist() == [each == "1" for each in expected]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_lie_on_the_paths_of_their_own_branch(layout: str) -> None:
     """Equal tokens stand in many places: positions tell the branches apart."""
     groups = two_documents()
-    made = rollout_batch(groups, MARKERS, CPU, layout, Wanted(True, True))
+    made = rollout_batch(groups, MARKERS, CPU, layout, Wanted(True, True), 0)
     flat = made.packed.ids_NT.flatten().tolist()
     assert made.continuations is not None
     hidden = made.continuations.hidden_R.tolist()
@@ -227,7 +244,7 @@ def test_rows_lie_on_the_paths_of_their_own_branch(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_is_not_wanted_is_not_packed(layout: str) -> None:
-    made = rollout_batch(two_documents(), MARKERS, CPU, layout, Wanted(False, False))
+    made = rollout_batch(two_documents(), MARKERS, CPU, layout, Wanted(False, False), 0)
     assert (made.continuations, made.no_think, made.text) == (None, None, None)
     packed = set(made.packed.ids_NT.flatten().tolist())
     assert packed - {0} == {*range(10, 14), *range(30, 33), 51, 52, 53, 54, 61, 1, 2}

@@ -93,3 +93,24 @@ def test_a_metric_that_is_never_finite_is_left_out_of_curves_and_table(tmp_path,
     named = re.findall(r'<th class="mono">([^<]+)</th>', page)
     assert "reward/mean" in named
     assert "bad" not in named
+
+
+def test_mean_and_largest_mismatch_share_axes_of_powers_of_ten():
+    """A difference of exactly 0 has no place there; ticks are plain figures."""
+    rows = [
+        {"step": s, "mismatch/abs_log_ratio": 0.0 if s == 3 else 1e-6 * s, "mismatch/ess": 1.0}
+        | {"mismatch/max_abs_log_ratio": 10.0 ** -(s % 3)}
+        for s in range(1, 20)
+    ]
+    drawn = {re.findall(r'aria-label="([^"]+)"', svg)[0]: svg for svg in charts.curves(rows)}
+    assert list(drawn) == ["Engine against trainer", "Effective sample"]
+    engine = drawn["Engine against trainer"]
+    assert ">largest<" in engine
+    assert ">mean<" in engine
+    assert "newest" not in engine
+    assert ">0.01<" in engine
+    assert "mathdefault" not in engine
+    (lines,) = [re.findall(r'd="([^"]+)"[^>]*stroke: var\(--c1\)', engine)]
+    assert max(line.count("L") for line in lines) == len(rows) - 2
+    nothing = charts.curves([{"step": 1, "mismatch/abs_log_ratio": 0.0}])
+    assert len(nothing) == 1

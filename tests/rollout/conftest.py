@@ -1,7 +1,9 @@
 """Tiny models that close early, prompts of every shape, and rollouts one at a time: what engines are held against."""
 
 import functools
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,18 @@ def prompt(of: Trunk, cut: int, suffix: Sequence[int] = (MARKERS.opener,)) -> Pr
     """A cut whose policy reads the context and ``suffix``."""
     ids = concat(of.ids[:cut], suffix)
     return Prompt(of, cut, horizon=2, policy_ids=ids, score_ids=ids)
+
+
+@pytest.fixture(scope="session")
+def fake():
+    """The module `fake_backend`: engines without a model."""
+    path = Path(__file__).with_name("fake_backend.py")
+    spec = importlib.util.spec_from_file_location("fake_backend", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(name="prompt")

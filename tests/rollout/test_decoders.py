@@ -134,10 +134,11 @@ def test_random_forests(documents, group_size: int, batch: int, prediction: int,
 
 def test_no_prompts_are_no_groups(bench, prompt, trunk) -> None:
     engine = bench().engine("shared", THOUGHT)
-    engine.submit([], 3, "train")
-    engine.submit([prompt(trunk("first", 9), 4)], 2, "train")
-    assert [len(group.rollouts) for group in engine.collect()] == [2]
-    assert engine.collect() == []
+    assert engine.collect(engine.submit([], 3, "train")) == []
+    tickets = engine.submit([prompt(trunk("first", 9), 4)], 2, "train")
+    assert [len(group.rollouts) for group in engine.collect(tickets)] == [2]
+    with pytest.raises(KeyError):
+        engine.collect(tickets)
 
 
 def test_a_cache_that_grows_keeps_what_it_has(

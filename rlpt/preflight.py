@@ -1,0 +1,57 @@
+"""Everything a configuration can have wrong that only the shards, other runs or the number of ranks can tell: refused
+before any training.
+"""
+
+from rlpt import checkpoint, dist
+from rlpt.config import RunConfig
+from rlpt.flops import document_tokens
+from rlpt.policy.load import Blueprint
+from rlpt.policy.packing import Layout
+from rlpt.prompts import held_out, prompt_stream, window_stream
+from rlpt.runlog import has_work
+from rlpt.stages import NextTokenStage, RLStage
+from rlpt_data.shards import ShardFolder
+from rlpt_data.strict import UserError
+
+
+def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
+    """Everything a configuration can have wrong that only the shards and other runs can tell. Raises UserError."""
+    train, markers = shards.split("train"), plan.vocabulary.markers
+    for stage in cfg.stage:
+        if isinstance(stage, NextTokenStage):
+            window_stream(train, cfg.seed, stage.name, cfg.data.domains)
+        else:
+            prompt_stream(train, cfg.prompts, cfg.seed, stage.name, cfg.data.domains)
+    held_out(
+        shards.split(cfg.evaluation.split),
+        cfg.prompts,
+        markers,
+        1,
+        cfg.seed,
+        cfg.evaluation.domains,
+    )
+    if cfg.init_from is not None and not has_work(cfg.run_dir):
+        checkpoint.find(cfg.init_from)
+
+
+def check_shares(cfg: RunConfig, world: dist.World, layout: Layout) -> None:
+    for stage in cfg.stage:
+        if stage.documents_per_step % world.size:
+            raise UserError(
+                f"stage {stage.name}: documents_per_step = {stage.documents_per_step} must be divisible by the "
+                f"number of ranks, {world.size}"
+            )
+        if isinstance(stage, RLStage) and stage.update.score_with == "training_forward":
+            _check_one_forward(cfg, stage, world, layout)
+
+
+def _check_one_forward(cfg: RunConfig, stage: RLStage, world: dist.World, layout: Layout) -> None:
+    """A step whose rewards must all be known before any loss has to fit one micro-batch."""
+    reason = stage.why_separate(whole=False)
+    most = document_tokens(cfg, stage, layout, continuations=True)
+    most *= stage.documents_per_step // world.size
+    if reason is not None and most > stage.micro_batch_tokens:
+        raise UserError(
+            f"stage {stage.name}: update.score_with = 'training_forward': {reason}, unless a rank's share of a step is "
+            f"one micro-batch; raise micro_batch_tokens from {stage.micro_batch_tokens} to {most}, or use 'auto'"
+        )
