@@ -107,10 +107,11 @@ class RolloutConfig(Strict):
     max_staleness: Count = 0
     """Most versions between the weights that sampled a token and those that are trained. 0: strictly on-policy."""
     ahead: Count | None = None
-    """Steps of prompts that engines have in hand beside the one in training; absent: max_staleness."""
+    """Steps of prompts that engines have in hand beside the one in training; absent: max_staleness. More keeps slow
+    engines busy, and what a fast one samples too early is dropped."""
     max_reuse: Positive = 1
     """Most times a group is trained. Its rewards are computed anew each time, by the policy of that step."""
-    max_age: Positive | None = None
+    max_age: Count | None = None
     """Most versions a group may be old when it is trained again; absent: 4 x max_reuse."""
     source: Literal["engine", "saved"] = "engine"
     """saved: every step trains on the groups that `saved` holds for it; the engine is asked by evaluations alone."""
@@ -141,9 +142,8 @@ class RolloutConfig(Strict):
             )
         if self.max_age is not None and self.max_reuse == 1:
             raise ValueError("rollout.max_age needs rollout.max_reuse >= 2")
-        if self.steps_ahead > self.max_staleness:
+        if self.steps_ahead and not self.max_staleness:
             raise ValueError(
-                f"rollout.ahead = {self.ahead}: groups sampled so far ahead are older than max_staleness = "
-                f"{self.max_staleness} allows; lower it"
+                f"rollout.ahead = {self.ahead}: groups sampled ahead are older than max_staleness = 0 allows"
             )
         return self
