@@ -1,9 +1,9 @@
 """Engines of a run, as configurations: what samples thoughts, where it runs, and how old a thought may get."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from rlpt.stages import Count, Positive, Rate
 from rlpt_data.strict import Strict
@@ -55,6 +55,15 @@ class VLLMConfig(Strict):
             for name, value in given.items():
                 if value:
                     raise ValueError(f"engine.vllm.{name} needs engine.vllm.placement = 'separate'")
+        for name, given in {
+            "engines": self.engines > 1,
+            "devices": self.devices,
+            "threads": self.threads,
+        }.items():
+            if given and self.addresses:
+                raise ValueError(
+                    f"engine.vllm.{name} is of engines that the run starts itself, and addresses names others; drop one"
+                )
         for address in self.addresses:
             if not address.startswith("http://") or not address.rpartition(":")[2].isdigit():
                 raise ValueError(
@@ -98,13 +107,14 @@ class RolloutConfig(Strict):
     max_staleness: Count = 0
     """Most versions between the weights that sampled a token and those that are trained. 0: strictly on-policy."""
     ahead: Count | None = None
-    """Steps of prompts that engines have in hand beside the one in training; absent: max_staleness."""
+    """Steps of prompts that engines have in hand beside the one in training; absent: max_staleness. More keeps slow
+    engines busy, and what a fast one samples too early is dropped."""
     max_reuse: Positive = 1
     """Most times a group is trained. Its rewards are computed anew each time, by the policy of that step."""
-    max_age: Annotated[int, Field(ge=0)] | None = None
+    max_age: Count | None = None
     """Most versions a group may be old when it is trained again; absent: 4 x max_reuse."""
     source: Literal["engine", "saved"] = "engine"
-    """saved: no engine; every step trains on the groups that `saved` holds for it."""
+    """saved: every step trains on the groups that `saved` holds for it; the engine is asked by evaluations alone."""
     saved: Path | None = None
     """Run folder with groups (`save_groups`) for source = "saved"."""
     save_groups: bool = False

@@ -2,13 +2,15 @@
 before any training.
 """
 
+from pathlib import Path
+
 from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
 from rlpt.flops import document_tokens
 from rlpt.policy.load import Blueprint
 from rlpt.policy.packing import Layout
 from rlpt.prompts import held_out, prompt_stream, window_stream
-from rlpt.runlog import has_work
+from rlpt.runlog import has_work, read_config
 from rlpt.stages import NextTokenStage, RLStage
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
@@ -30,6 +32,8 @@ def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
         cfg.seed,
         cfg.evaluation.domains,
     )
+    if cfg.rollout.saved is not None:
+        _check_saved(cfg, cfg.rollout.saved)
     if cfg.init_from is not None and not has_work(cfg.run_dir):
         checkpoint.find(cfg.init_from)
 
@@ -41,8 +45,33 @@ def check_shares(cfg: RunConfig, world: dist.World, layout: Layout) -> None:
                 f"stage {stage.name}: documents_per_step = {stage.documents_per_step} must be divisible by the "
                 f"number of ranks, {world.size}"
             )
+        if isinstance(stage, RLStage):
+            _check_reuse(cfg, stage, stage.documents_per_step // world.size)
         if isinstance(stage, RLStage) and stage.update.score_with == "training_forward":
             _check_one_forward(cfg, stage, world, layout)
+
+
+def _check_reuse(cfg: RunConfig, stage: RLStage, share: int) -> None:
+    """Every rank takes as many documents again as leaves each of them `max_reuse` uses."""
+    reuse = cfg.rollout.max_reuse
+    if share % reuse:
+        raise UserError(
+            f"stage {stage.name}: rollout.max_reuse = {reuse} must divide the documents of a step on one rank, "
+            f"{share}; change documents_per_step or the number of ranks"
+        )
+
+
+def _check_saved(cfg: RunConfig, saved: Path) -> None:
+    """Saved groups are of the prompts and the distribution that this run would have sampled."""
+    path = saved / "config.json"
+    if not path.is_file():
+        raise UserError(f"rollout.saved = {saved}: has no config.json; name the folder of a run")
+    theirs, mine = read_config(path), cfg.model_dump(mode="json")
+    for name in ("seed", "prompts", "thought"):
+        if theirs.get(name) != mine[name]:
+            raise UserError(
+                f"rollout.saved = {saved}: was sampled with {name} = {theirs.get(name)}, this run has {mine[name]}"
+            )
 
 
 def _check_one_forward(cfg: RunConfig, stage: RLStage, world: dist.World, layout: Layout) -> None:

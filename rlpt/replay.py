@@ -1,5 +1,6 @@
 """One saved step again: its checkpoint, its groups, its update; beside what the run wrote down. Nothing is written."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def replay(run_dir: Path, step: int) -> dict[str, dict[str, float]]:
     path = checkpoint.find(f"{run_dir}@{step - 1}")
     shards = ShardFolder.open(cfg.data.shards)
     plan = blueprint(cfg.policy, shards, cfg.longest_path)
-    with dist.world() as world:
-        session = Session.open(cfg, shards, plan, world, RunLog(cfg, world))
+    with (
+        dist.world() as world,
+        closing(Session.open(cfg, shards, plan, world, RunLog(cfg, world))) as session,
+    ):
         progress = session.restored(checkpoint.read_progress(path).step)
         if progress.stage >= len(cfg.stage):
             raise UserError(f"{run_dir}: step {step - 1} was its last; replay an earlier one")

@@ -64,6 +64,9 @@ class Batch:
 class Supply:
     """This rank's documents of one stage: waiting for their thoughts, ready, or kept for another time."""
 
+    samples = True
+    """Whether it asks the engine, which then needs the weights."""
+
     def __init__(
         self,
         engine: Engine,
@@ -233,6 +236,8 @@ class SavedSupply:
     Another run's (``own`` false) come from weights that this one never had: their versions are none of its own.
     """
 
+    samples = False
+
     def __init__(
         self,
         run_dir: Path,
@@ -263,10 +268,7 @@ class SavedSupply:
                 "with rollout.save_groups = true, or lower the stage's steps"
             )
         rows = sorted(unpacked(path.read_bytes(), str(path)), key=lambda row: row["position"])
-        if len(rows) < self.world.size:
-            raise UserError(
-                f"{path}: {len(rows)} documents for {self.world.size} ranks; use fewer ranks"
-            )
+        self._check(rows, path)
         lots = [
             lot_of(row, self.stream, self.cfg, self.markers, self.seed, str(path))
             for row in dist.share(rows, self.world)
@@ -277,6 +279,15 @@ class SavedSupply:
         if not self.own:
             return Batch(positions, [foreign(group) for group in groups], {}, lots)
         return Batch(positions, groups, _ages(groups, step), lots)
+
+    def _check(self, rows: Sequence[Row], path: Path) -> None:
+        sizes = {len(group["rollouts"]) for row in rows for group in row["groups"] or ()}
+        for name, found in (("documents_per_step", {len(rows)}), ("group_size", sizes)):
+            if found != {getattr(self.stage, name)}:
+                raise UserError(
+                    f"{path}: holds steps of {name} = {sorted(found)}, stage {self.stage.name} has "
+                    f"{getattr(self.stage, name)}; use the saved run's"
+                )
 
     def trained(self, batch: Batch) -> None:
         """Saved groups are trained as often as they were saved."""

@@ -87,7 +87,9 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
         values["loss/scale"] = work.learner.scale.value
     if isinstance(stage, RLStage):
         waited = stepped.sums.get("time/wait", (0.0, 1.0))[0]
-        values |= session.engine.counters() | {"time/idle_share": waited / values["time/step"]}
+        stepped.sums.update(
+            session.engine.counters(), **{"time/idle_share": (waited, values["time/step"])}
+        )
     return session.metrics(stage.name, progress.step, stepped, values)
 
 
@@ -108,7 +110,8 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     assert work.supply is not None
     cfg = session.cfg
     started = time.perf_counter()
-    session.publish(progress.step)
+    if work.supply.samples:
+        session.publish(progress.step)
     batch = work.supply.take(progress.step, stage.steps - progress.stage_step)
     session.engine.rest()
     generated = time.perf_counter() - started

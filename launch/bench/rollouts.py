@@ -69,7 +69,7 @@ class Loop:
         counted = self.engine.counters()
         names = ("prefix_hit_rate", "prefix_hit_possible")
         return {"seconds": seconds, "tokens": tokens} | {
-            n: counted.get(f"engine/{n}", 0.0) for n in names
+            n: counted[f"engine/{n}"][0] / counted[f"engine/{n}"][1] for n in names
         }
 
     @property

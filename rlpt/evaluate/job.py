@@ -128,9 +128,13 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
         *(config.engine, config.policy, plan, config.thought, longest),
         *(str(folder.manifest.tokenizer_hash), config.out_dir / "engine", config.seed, world),
     )
-    sync.publish(policy, engine, 0)
-    if not engine.is_reference:
-        trial.engine(engine, policy)
+    try:
+        sync.publish(policy, engine, 0)
+        if not engine.is_reference:
+            trial.engine(engine, policy)
+    except BaseException:
+        engine.close()
+        raise
     scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
     return Subject(scorer, engine, markers, unbanned)
 

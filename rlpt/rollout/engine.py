@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from rlpt.types import Group, Prompt
+from rlpt.types import Group, Prompt, Sums
 
 Ticket = str
 """Names one group that was asked for."""
@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Nothing is asked before the next publish: memory may be given back."""
         ...
 
-    def counters(self) -> dict[str, float]:
+    def counters(self) -> Sums:
         """What is to be logged of the time since the last call."""
         ...
 

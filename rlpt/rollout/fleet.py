@@ -17,7 +17,7 @@ from rlpt.rollout import wire
 from rlpt.rollout.prefixes import PrefixCount
 from rlpt.rollout.publishing import Publisher
 from rlpt.rollout.seat import Seat
-from rlpt.types import Group, Markers, Prompt
+from rlpt.types import Group, Markers, Prompt, Sums
 
 _WAIT = 1.0
 """Seconds of one call for results where there is one engine; several are asked in turn."""
@@ -142,23 +142,21 @@ class Fleet:
                 seat.rest()
             self.version = -1
 
-    def counters(self) -> dict[str, float]:
-        """Since the last call: shares of the time that engines stood idle, and of prompts found in the prefix cache."""
+    def counters(self) -> Sums:
+        """Since the last call, over all ranks once they are summed: shares of the time that engines stood idle and of
+        prompts found in the prefix cache; preemptions and restarts in all."""
         now = self._totals()
         since = {name: value - self._before.get(name, 0.0) for name, value in now.items()}
         self._before = now
-        spent = since["busy"] + since["idle"]
         asked, possible = self._prefixes.take()
-        found = {
-            "engine/idle_share": since["idle"] / spent if spent else 0.0,
-            "engine/preemptions": since["preemptions"],
-            "engine/restarts": since["restarts"],
+        found: Sums = {
+            "engine/idle_share": (since["idle"], since["busy"] + since["idle"]),
+            "engine/prefix_hit_rate": (since["prefix_hits"], since["prefix_queries"]),
         }
-        if since["prefix_queries"] > 0:
-            found["engine/prefix_hit_rate"] = since["prefix_hits"] / since["prefix_queries"]
-        if asked and not self.thought.prediction_tokens:
-            found["engine/prefix_hit_possible"] = possible / asked
-        return found
+        if not self.thought.prediction_tokens:
+            found["engine/prefix_hit_possible"] = (float(possible), float(asked))
+        once = 1.0 / self.world.size
+        return found | {f"engine/{n}": (since[n], once) for n in ("preemptions", "restarts")}
 
     def _totals(self) -> dict[str, float]:
         totals: dict[str, float] = dict.fromkeys(

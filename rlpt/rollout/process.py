@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,11 @@ class EngineProcess:
     _process: subprocess.Popen | None = field(default=None, repr=False)
 
     @property
+    def scratch(self) -> Path:
+        """What vLLM leaves in its temporary folder; no other engine's."""
+        return self.log.with_suffix("")
+
+    @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
 
@@ -42,7 +48,7 @@ class EngineProcess:
 
     def start(self) -> None:
         """Start without waiting: several load side by side."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rlpt.rollout.serve"],
@@ -80,7 +86,7 @@ class EngineProcess:
             if name not in group and "TORCHELASTIC" not in name
         }
         kept |= {"PYTHONWARNINGS": "ignore::FutureWarning", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        kept |= {TOKEN: self.token, "TMPDIR": str(self.log.parent.resolve())}
+        kept |= {TOKEN: self.token, "TMPDIR": str(self.scratch.resolve())}
         chosen = {"OMP_NUM_THREADS": self.threads, "CUDA_VISIBLE_DEVICES": self.device}
         return kept | {name: str(value) for name, value in chosen.items() if value is not None}
 
@@ -146,5 +152,4 @@ class EngineProcess:
             if pipe is not None:
                 pipe.close()
         self._process = None
-        for path in self.log.parent.glob("vllm_dist_*"):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)

@@ -11,6 +11,9 @@ from rlpt.rollout.process import EngineProcess
 from rlpt.rollout.wire import EngineSpec, Finished, Job, Publish
 from rlpt_data.strict import UserError
 
+MOST_IN_VAIN = 5
+"""Restarts without a token or a publication between them: the next would be no better."""
+
 
 @dataclass
 class Seat:
@@ -28,6 +31,8 @@ class Seat:
     weights: Publish | None = None
     """The publication that a restarted engine gets."""
     restarts: int = 0
+    _vain: int = 0
+    """Restarts since it last did anything."""
     _arrived: list[str] = field(default_factory=list)
     _latest: dict[str, float] = field(default_factory=dict)
     _bygone: dict[str, float] = field(default_factory=dict)
@@ -88,6 +93,8 @@ class Seat:
     def _watch(self, steps: int, arrived: bool) -> None:
         """An engine whose threads answer while its model stands still is dead, too."""
         now = time.monotonic()
+        if steps != self._steps or arrived:
+            self._vain = 0
         if steps != self._steps or arrived or not self.outstanding:
             self._steps, self._progress = steps, now
         elif now - self._progress > self.client.timeout:
@@ -122,6 +129,7 @@ class Seat:
         if found is not None:
             return self._compare(message, found)
         self._or_revive(lambda: self._deliver(message))
+        self._vain = 0
 
     def _deliver(self, message: Publish) -> None:
         self._compare(message, self.client.publish(message))
@@ -156,7 +164,12 @@ class Seat:
     def revive(self, reason: str) -> None:
         """Start the engine again, with the current weights and everything it still owes."""
         while True:
-            self.restarts += 1
+            self.restarts, self._vain = self.restarts + 1, self._vain + 1
+            if self._vain > MOST_IN_VAIN:
+                raise FaultError(
+                    f"{reason}; it was started again {MOST_IN_VAIN} times without doing anything: see its "
+                    f"log; where it is only slow, raise engine.vllm.timeout_seconds = {self.client.timeout:g}"
+                )
             if self.restarts > self.max_restarts:
                 raise FaultError(
                     f"{reason}; it was restarted {self.max_restarts} times (engine.vllm.max_restarts)"

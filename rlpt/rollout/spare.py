@@ -32,14 +32,19 @@ class _Held:
     buckets: list[Bucket] = field(default_factory=list)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 1024
+    """All engines may come at once; the default of 5 resets the sixth."""
+
+
 class Spare:
     """One version of the weights, served from a thread of its own."""
 
     def __init__(self, host: str) -> None:
         self.secret = secrets.token_hex(16)
         self._held = _Held(-1)
-        self._http = ThreadingHTTPServer((host, 0), _handler(self))
-        self._http.daemon_threads = True
+        self._http = _Server((host, 0), _handler(self))
         threading.Thread(target=self._http.serve_forever, name="spare", daemon=True).start()
 
     @property

@@ -1,6 +1,7 @@
 """Configuration -> the engine of a run, started and checked before any training."""
 
 import copy
+import hashlib
 import os
 import secrets
 import socket
@@ -54,9 +55,7 @@ def open_engine(
         cfg.vllm, policy, plan, thought, longest, tokenizer, folder, seed, world.device
     )
     check_memory(plan.config, spec)
-    if world.is_main:
-        write_model(plan, Path(spec.model))
-    dist.barrier(world)
+    together(lambda: write_model(plan, Path(spec.model)) if world.is_main else None, world)
     seats = _seats(cfg.vllm, spec, folder, world)
     fleet = Fleet(
         seats,
@@ -183,12 +182,18 @@ def _local(cfg: VLLMConfig, spec: EngineSpec, i: int, folder: Path, world: dist.
 
 
 def _client(folder: Path, world: dist.World) -> str:
-    return f"{folder.parent.name}/{world.rank}"
+    """Names this rank to engines that other runs may ask, too."""
+    path = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()
+    return f"{folder.parent.name}-{path}/{world.rank}"
 
 
 def _device(cfg: VLLMConfig, spec: EngineSpec, i: int) -> str | None:
     """The GPU of an engine process, as CUDA_VISIBLE_DEVICES names it: the rank's own, or one of `devices`."""
     if spec.device == "cpu":
+        if cfg.devices:
+            raise UserError(
+                f"engine.vllm.devices = {list(cfg.devices)}: this machine shows no GPU; drop it"
+            )
         return None
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     if cfg.placement == "colocated":
@@ -209,7 +214,10 @@ def _publisher(
     """Collective. Raises UserError for a way that these engines cannot be reached by."""
     way = _way(cfg, spec)
     if way == "directory":
-        return DirectoryPublisher(cfg.weights_dir or folder / "weights", spec.dtype, world)
+        # A folder of its own: it goes with the run, and what else lies in `weights_dir` stays.
+        own = dist.gathered(f"{folder.parent.name}-{secrets.token_hex(4)}", world)[0]
+        where = folder / "weights" if cfg.weights_dir is None else cfg.weights_dir / own
+        return DirectoryPublisher(where, spec.dtype, world)
     kind = BroadcastPublisher if way == "broadcast" else IPCPublisher
     host = _own_host(cfg.addresses, world)
     return kind(seats, spec.dtype, host, cfg.timeout_seconds, world)

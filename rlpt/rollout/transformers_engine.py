@@ -20,7 +20,7 @@ from rlpt.rollout.decoding import Decoder, Decoding
 from rlpt.rollout.padded_decoder import PaddedDecoder
 from rlpt.rollout.trunk_decoder import TrunkDecoder
 from rlpt.rollout.wire import DType
-from rlpt.types import Group, Markers, Prompt
+from rlpt.types import Group, Markers, Prompt, Sums
 
 
 class TransformersEngine:
@@ -92,7 +92,7 @@ class TransformersEngine:
     def rest(self) -> None:
         """Its weights stay: the reference engine has no memory to give back."""
 
-    def counters(self) -> dict[str, float]:
+    def counters(self) -> Sums:
         return {}
 
     def close(self) -> None:

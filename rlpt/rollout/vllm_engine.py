@@ -6,7 +6,7 @@ docs of the functions that rest on them.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,9 @@ BLOCK = 32
 """Tokens of one block of the prefix cache: the smallest that the CPU's attention takes."""
 HEAD_SIZES_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM's CPU attention computes. It checks this at the first request only, by dying."""
+
+_PREDICTIONS = 0x5A5A5A5A
+"""Sets the seeds of predictions apart from those of thoughts. In the low bits: a CPU's generator reads 32 of them."""
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -110,6 +113,8 @@ class VLLMBackend:
             n=count, seed=seed, max_tokens=tokens, temperature=self.spec.temperature, logprobs=0,
             flat_logprobs=True, detokenize=False, output_kind=self._final,
             stop_token_ids=[self.spec.closer], logit_bias={self.spec.opener: float("-inf")},
+            # A model folder's end-of-text token is a token like others here: only the closer ends a thought.
+            ignore_eos=True,
         )  # fmt: skip
         self._engine.add_request(name, {"prompt_token_ids": list(ids)}, params)
 
@@ -128,7 +133,7 @@ class VLLMBackend:
             if len(group.predictions) < group.job.count:
                 return None
         del self._groups[ticket]
-        return Finished(ticket=ticket, rollouts=tuple(_sampled(group)))
+        return Finished(ticket=ticket, rollouts=tuple(_sampled(group, self.spec.closer)))
 
     def _predict(self, group: _Group) -> None:
         """A closed thought goes on with its prediction; its prompt is in the prefix cache."""
@@ -136,8 +141,8 @@ class VLLMBackend:
         for g, thought in enumerate(group.thoughts):
             ids = [*job.ids, *thought.token_ids]
             closed = ids if ids[-1] == closer else [*ids, closer]
-            # Seeds of thoughts and predictions are apart: a stream is used once.
-            self._request(f"{job.ticket}/{g}", closed, 1, job.seed + (1 << 61) + g, job.prediction)
+            seed = (job.seed ^ _PREDICTIONS) + g
+            self._request(f"{job.ticket}/{g}", closed, 1, seed, job.prediction)
 
     # ---- weights -------------------------------------------------------------------------------
 
@@ -195,6 +200,9 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "disable_log_stats": False, "use_tqdm_on_load": False, "enable_sleep_mode": spec.sleeps,
         "hf_overrides": {"head_dtype": "float32"} if spec.head_dtype == "float32" else {},
     }  # fmt: skip
+    if spec.device == "cuda":
+        # The cache has its size; a share of the card would be asked for beside what the trainer holds.
+        shared["gpu_memory_utilization"] = 0.01
     if spec.device == "cpu":
         shared |= {
             "enable_chunked_prefill": False,
@@ -275,8 +283,18 @@ def _rows(
     raise KeyError(f"vLLM's model has no parameter for {name}")
 
 
-def _sampled(group: _Group) -> Iterator[Sampled]:
+def _check_end(ids: Sequence[int], job: Job, closer: int) -> None:
+    """Whatever else ended a thought would be taken for the budget."""
+    if ids[-1] != closer and len(ids) != job.budget:
+        raise RuntimeError(
+            f"job {job.ticket}: vLLM ended a thought after {len(ids)} of {job.budget} tokens with id {ids[-1]}, which "
+            "is not the closer"
+        )
+
+
+def _sampled(group: _Group, closer: int) -> Iterator[Sampled]:
     for g, thought in enumerate(group.thoughts):
+        _check_end(thought.token_ids, group.job, closer)
         parts = [thought, *([group.predictions[g]] if group.job.prediction else [])]
         spans: list[Span] = []
         at = 0

@@ -47,6 +47,7 @@ class EngineSpec(Strict):
             "opener",
             "closer",
             "dtype",
+            "head_dtype",
             "temperature",
         ):
             mine, its = getattr(self, name), getattr(other, name)

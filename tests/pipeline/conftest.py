@@ -1,5 +1,6 @@
 """Small real shards and policies that the pipeline's tests share."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from rlpt import dist
 from rlpt.config import FreshPolicy, PolicyConfig
 from rlpt.policy import load
+from rlpt.prompts import Stream, prompt_stream
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import parse
@@ -93,3 +95,20 @@ def toml(tmp_path: Path, shards_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def module_toml(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Path:
     return write_run(tmp_path_factory.mktemp("module"), shards_dir)
+
+
+@pytest.fixture(scope="session")
+def paced():
+    """The module `paced_supply`: supplies of groups whose engine is a fake."""
+    path = Path(__file__).with_name("paced_supply.py")
+    spec = importlib.util.spec_from_file_location("paced_supply", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def stream(shards: ShardFolder, paced) -> Stream:
+    return prompt_stream(shards.split("train"), paced.CFG, paced.SEED, "rl")

@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import transformers
 
 from rlpt import rng
 from rlpt.config import ThoughtConfig
+from rlpt.rollout import server
+from rlpt.rollout.client import EngineClient
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.types import Markers, Prompt, Rollout, Trunk, concat
 
@@ -123,6 +125,28 @@ def fake():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def served(fake, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    monkeypatch.setattr(server, "_IDLE", 0.02)
+    one = fake.Served(fake.FakeBackend(fake.specification()))
+    yield one
+    one.die()
+
+
+@pytest.fixture
+def connect(served, fake) -> Iterator:
+    """Clients by name."""
+    made: list[EngineClient] = []
+
+    def client(name: str = "a", token: str = fake.TOKEN, timeout: float = 5.0) -> EngineClient:
+        made.append(EngineClient(served.address, token, name, timeout))
+        return made[-1]
+
+    yield client
+    for each in made:
+        each.close()
 
 
 @pytest.fixture(name="prompt")

@@ -4,20 +4,27 @@ What it samples is a pure function of (seed, ids so far, version); its weights a
 """
 
 import contextlib
+import http.client
+import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rlpt import rng
+from rlpt.rollout import wire
 from rlpt.rollout.checksum import checksum
-from rlpt.rollout.client import EngineDownError
+from rlpt.rollout.client import EngineClient, EngineDownError
 from rlpt.rollout.process import EngineProcess
+from rlpt.rollout.seat import Seat
 from rlpt.rollout.server import Server, listen
-from rlpt.rollout.wire import EngineSpec, Finished, Job, Sampled, Span
+from rlpt.rollout.wire import EngineSpec, Finished, Job, Publish, Sampled, Span
 
 VOCABULARY, OPENER, CLOSER = 97, 95, 96
 TOKEN = "a token"
@@ -222,3 +229,62 @@ class FakeProcess(EngineProcess):
     def kill(self) -> None:
         if self.lives:
             self.now.die()
+
+
+# ---- what tests ask and hear -------------------------------------------------------------------
+
+
+def job(ticket: str, count: int = 3, budget: int = 9, prediction: int = 0, seed: int = 5) -> Job:
+    ids = (1, 2, 3, len(ticket))
+    return Job(ticket=ticket, ids=ids, count=count, seed=seed, budget=budget, prediction=prediction)
+
+
+def gathered(client: EngineClient, count: int) -> list[Finished]:
+    """``count`` groups, each acknowledged with the call after it."""
+    found: list[Finished] = []
+    arrived: list[str] = []
+    deadline = time.monotonic() + 10
+    while len(found) < count:
+        assert time.monotonic() < deadline
+        done, _ = client.collect(arrived, 1.0)
+        arrived = [one.ticket for one in done]
+        found += done
+    client.collect(arrived, 0.0)
+    return found
+
+
+def written(folder: Path, version: int, **tensors: Tensor) -> Publish:
+    """Weights in a folder; where none are given, two tensors full of their version."""
+    tensors = tensors or {name: torch.full((2, 3), float(version)) for name in ("down", "up")}
+    place = folder / str(version)
+    place.mkdir()
+    save_file(tensors, place / "weights.safetensors")
+    told = tuple(
+        wire.Tensor(name=n, shape=tuple(t.shape), checksum=checksum(t)) for n, t in tensors.items()
+    )
+    return Publish(version=version, transport="directory", place=str(place), tensors=told)
+
+
+def posted(served: Served, path: str, body: bytes, **headers: str) -> tuple[int, dict]:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=5)
+    connection.putrequest("POST", path)
+    for name, value in ({"Content-Length": str(len(body))} | headers).items():
+        connection.putheader(name.replace("_", "-"), value)
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    found = json.loads(answer.read())
+    connection.close()
+    return answer.status, found
+
+
+def polled(seat: Seat, count: int, seconds: float = 20.0) -> list[Finished]:
+    found: list[Finished] = []
+    deadline = time.monotonic() + seconds
+    while len(found) < count:
+        assert time.monotonic() < deadline
+        found += seat.poll(0.1)
+    return found
+
+
+def nothing_more(seat: Seat) -> bool:
+    return not seat.outstanding and seat.load == 0 and seat.poll(0.0) == seat.poll(0.0) == []

@@ -225,7 +225,7 @@ def test_an_engine_that_dies_between_publications_gets_the_last_one(
     prompts = documents(trunk, prompt, 4)
     for p, group in enumerate(fleet.collect(fleet.submit(prompts, GROUP, "x"))):
         assert of(group) == expected(fake, prompts[p], "x", [2] * 40)
-    assert fleet.counters()["engine/restarts"] == 2.0
+    assert fleet.counters()["engine/restarts"] == (2.0, 1.0)
 
 
 def test_a_rank_that_does_not_publish_knows_the_weights_all_the_same(
@@ -275,18 +275,20 @@ def test_counters_are_of_the_time_since_the_last_call(fleet_of, trunk, prompt) -
     fleet = fleet_of(2)
     fleet.publish(weights(1.0), 1)
     first = fleet.counters()
-    assert first["engine/preemptions"] == 2.0
-    assert first["engine/prefix_hit_rate"] == 0.75
-    assert 0.0 <= first["engine/idle_share"] <= 1.0
+    assert first["engine/preemptions"] == (2.0, 1.0)
+    hits, queries = first["engine/prefix_hit_rate"]
+    assert hits / queries == 0.75
+    idle, spent = first["engine/idle_share"]
+    assert 0.0 <= idle <= spent
     document = trunk("long", 80)
     long = [prompt(document, cut) for cut in (70, 79)]
     fleet.collect(fleet.submit(long, GROUP, "x"))
     second = fleet.counters()
     # 71 and 80 tokens with the opener: two blocks of 32 each; the second cut finds those of the first.
-    assert second["engine/prefix_hit_possible"] == pytest.approx((5 * 64) / (3 * 71 + 3 * 80))
-    assert second["engine/preemptions"] == 0.0
-    assert "engine/prefix_hit_rate" not in second
-    assert "engine/prefix_hit_possible" not in fleet.counters()
+    assert second["engine/prefix_hit_possible"] == (5 * 64, 3 * 71 + 3 * 80)
+    assert second["engine/preemptions"] == (0.0, 1.0)
+    assert second["engine/prefix_hit_rate"] == (0.0, 0.0)
+    assert fleet.counters()["engine/prefix_hit_possible"] == (0.0, 0.0)
     fleet.publish(weights(1.0), 2)
     fleet.collect(fleet.submit(long[:1], GROUP, "y"))
-    assert fleet.counters()["engine/prefix_hit_possible"] == pytest.approx(2 * 64 / (3 * 71))
+    assert fleet.counters()["engine/prefix_hit_possible"] == (2 * 64, 3 * 71)

@@ -163,7 +163,7 @@ def test_an_engine_says_its_address_and_serves_until_it_is_stopped(engine, fake,
     process.wait()
     client = EngineClient(process.address, fake.TOKEN, "a", 5.0)
     assert client.describe() == (process.spec, -1)
-    assert psutil.Process(process.pid).environ()["TMPDIR"] == str(tmp_path / "engine")
+    assert psutil.Process(process.pid).environ()["TMPDIR"] == str(process.log.with_suffix(""))
     # The token is in no argument, and the log has what libraries print.
     assert fake.TOKEN not in " ".join(psutil.Process(process.pid).cmdline())
     assert "libraries print to stdout" in process.log.read_text()

@@ -1,4 +1,4 @@
-"""An engine that dies, hangs, lies or is somebody else's: its work is done once all the same, or the run says why."""
+"""An engine that dies, hangs or lies: its work is done once all the same, or the run says why."""
 
 import threading
 import time
@@ -6,15 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from rlpt.rollout import server as module
 from rlpt.rollout import wire
 from rlpt.rollout.checksum import checksum
 from rlpt.rollout.client import EngineClient
 from rlpt.rollout.seat import Seat
-from rlpt.rollout.wire import Finished, Job, Publish
-from rlpt_data.strict import UserError
 
 TIMEOUT = 1.0
 
@@ -41,54 +38,6 @@ def seat_of(fake) -> Iterator:
     yield seat
     for each in made:
         each.close()
-
-
-@pytest.fixture
-def remote(fake) -> Iterator:
-    """A seat at an address, and what is served there."""
-    made = []
-
-    def seat(**changes) -> tuple[Seat, object]:
-        served = fake.Served(fake.FakeBackend(fake.specification(**changes)))
-        client = EngineClient(served.address, fake.TOKEN, "rank", TIMEOUT)
-        made.append((Seat("engine 0", fake.specification(), client, None, 1.0, 2), served))
-        return made[-1]
-
-    yield seat
-    for each, served in made:
-        each.client.close()
-        served.die()
-
-
-def job(ticket: str) -> Job:
-    return Job(ticket=ticket, ids=(1, 2, len(ticket)), count=3, seed=4, budget=12)
-
-
-def written(folder, version: int) -> Publish:
-    tensors = {name: torch.full((2, 3), float(version)) for name in ("down", "up")}
-    place = folder / str(version)
-    place.mkdir()
-    save_file(tensors, place / "weights.safetensors")
-    told = tuple(
-        wire.Tensor(name=n, shape=tuple(t.shape), checksum=checksum(t)) for n, t in tensors.items()
-    )
-    return Publish(version=version, transport="directory", place=str(place), tensors=told)
-
-
-def polled(seat: Seat, count: int, seconds: float = 20.0) -> list[Finished]:
-    found: list[Finished] = []
-    deadline = time.monotonic() + seconds
-    while len(found) < count:
-        assert time.monotonic() < deadline
-        found += seat.poll(0.1)
-    return found
-
-
-def nothing_more(seat: Seat) -> bool:
-    return not seat.outstanding and seat.load == 0 and seat.poll(0.0) == seat.poll(0.0) == []
-
-
-# ---- death -----------------------------------------------------------------------------------------
 
 
 def dead(served) -> None:
@@ -119,16 +68,16 @@ def test_an_engine_that_ends_is_replaced_and_owes_each_group_once(
         backend.steps_left = 8 if start == 1 else None
 
     seat = seat_of(prepare)
-    seat.publish(written(tmp_path, 7))
-    jobs = [job("t" * n) for n in range(1, 9)]
+    seat.publish(fake.written(tmp_path, 7))
+    jobs = [fake.job("t" * n) for n in range(1, 9)]
     done_by_8 = {each.ticket for each in jobs if fake.finished(each, [7] * 8)}
     assert 0 < len(done_by_8) < len(jobs)
     seat.submit(jobs)
-    first = polled(seat, len(done_by_8))
+    first = fake.polled(seat, len(done_by_8))
     assert seat.restarts == 0
     started = time.monotonic()
     ending(seat.process.now)
-    rest = polled(seat, len(jobs) - len(first))
+    rest = fake.polled(seat, len(jobs) - len(first))
     assert time.monotonic() - started < 3 * TIMEOUT
     assert seat.restarts == seat.process.starts - 1 == 1
     assert not seat.process.lives[0].alive
@@ -141,66 +90,66 @@ def test_an_engine_that_ends_is_replaced_and_owes_each_group_once(
     found = {one.ticket: one for one in first + rest}
     assert found == {each.ticket: fake.finished(each, [7] * 40) for each in jobs}
     assert len(first) + len(rest) == len(jobs)
-    assert nothing_more(seat)
+    assert fake.nothing_more(seat)
 
 
 def test_results_that_were_done_and_not_collected_are_sampled_again_not_lost(seat_of, fake) -> None:
     seat = seat_of()
-    seat.submit([job("t"), job("tt")])
+    seat.submit([fake.job("t"), fake.job("tt")])
     while seat.process.now.backend.busy:
         time.sleep(0.01)
     seat.process.now.die()
-    assert {one.ticket for one in polled(seat, 2)} == {"t", "tt"}
-    assert nothing_more(seat)
+    assert {one.ticket for one in fake.polled(seat, 2)} == {"t", "tt"}
+    assert fake.nothing_more(seat)
 
 
 @pytest.mark.parametrize("call", ["submit", "cancel", "publish", "counters"])
-def test_death_is_found_out_in_whatever_call(seat_of, tmp_path, call) -> None:
+def test_death_is_found_out_in_whatever_call(seat_of, tmp_path, call, fake) -> None:
     def prepare(backend, start: int) -> None:
         backend.steps_left = 0 if start == 1 else None
 
     seat = seat_of(prepare)
-    seat.publish(written(tmp_path, 1))
-    seat.submit([job("old"), job("older")])
+    seat.publish(fake.written(tmp_path, 1))
+    seat.submit([fake.job("old"), fake.job("older")])
     seat.process.now.die()
     calls = {
-        "submit": lambda: seat.submit([job("new")]),
+        "submit": lambda: seat.submit([fake.job("new")]),
         "cancel": lambda: seat.cancel(["old"]),
-        "publish": lambda: seat.publish(written(tmp_path, 2)),
+        "publish": lambda: seat.publish(fake.written(tmp_path, 2)),
         "counters": seat.counters,
     }
     calls[call]()
     assert seat.restarts == 1
     expected = {"old", "older"} - ({"old"} if call == "cancel" else set())
     expected |= {"new"} if call == "submit" else set()
-    assert {one.ticket for one in polled(seat, len(expected))} == expected
+    assert {one.ticket for one in fake.polled(seat, len(expected))} == expected
     version = 2 if call == "publish" else 1
     assert seat.client.describe()[1] == version
     assert f"load {3 - version}" not in seat.process.now.backend.calls
-    assert nothing_more(seat)
+    assert fake.nothing_more(seat)
 
 
 def test_an_engine_that_dies_while_it_starts_is_started_again(seat_of, fake) -> None:
     seat = seat_of()
-    seat.submit([job("t")])
+    seat.submit([fake.job("t")])
     seat.process.stillborn = {2, 3}
     seat.process.now.die()
-    assert polled(seat, 1) == [fake.finished(job("t"), [-1] * 40)]
+    assert fake.polled(seat, 1) == [fake.finished(fake.job("t"), [-1] * 40)]
     assert (seat.restarts, seat.process.starts) == (3, 4)
     seat.process.stillborn = set(range(5, 20))
-    seat.submit([job("tt")])
+    seat.submit([fake.job("tt")])
     seat.process.now.die()
     with pytest.raises(RuntimeError, match=r"attempt 6; it was restarted 5 times"):
-        polled(seat, 1)
+        fake.polled(seat, 1)
 
 
-def test_an_engine_that_dies_too_often_ends_the_run(seat_of) -> None:
+def test_an_engine_that_dies_too_often_ends_the_run(seat_of, fake) -> None:
     seat = seat_of(lambda backend, _: setattr(backend, "fault", ValueError("never")), 3)
-    seat.submit([job("t")])
+    seat.submit([fake.job("t")])
     with pytest.raises(
         RuntimeError, match=r"never; it was restarted 3 times \(engine.vllm.max_restarts\)"
     ):
-        polled(seat, 1)
+        fake.polled(seat, 1)
     assert seat.process.starts == 4
 
 
@@ -212,41 +161,43 @@ def test_standing_still_is_no_death_where_nothing_is_owed(seat_of) -> None:
     assert seat.restarts == 0
 
 
-def test_a_pause_of_the_trainer_is_no_death_of_the_engine(seat_of) -> None:
+def test_a_pause_of_the_trainer_is_no_death_of_the_engine(seat_of, fake) -> None:
     """Longer than the timeout between two calls, during which the engine went on."""
     seat = seat_of(lambda backend, _: setattr(backend, "steps_left", 2), timeout=0.3)
-    seat.submit([job("t" * 3)])
+    seat.submit([fake.job("t" * 3)])
     seat.poll(0.0)
     time.sleep(0.5)
     backend = seat.process.now.backend
     backend.steps_left = None
-    assert len(polled(seat, 1)) == 1
+    assert len(fake.polled(seat, 1)) == 1
     time.sleep(0.5)
-    seat.submit([job("tt")])
-    assert len(polled(seat, 1)) == 1
+    seat.submit([fake.job("tt")])
+    assert len(fake.polled(seat, 1)) == 1
     assert seat.restarts == 0
 
 
-def test_the_time_of_a_publication_does_not_count_as_standing_still(seat_of, tmp_path) -> None:
+def test_the_time_of_a_publication_does_not_count_as_standing_still(
+    seat_of, tmp_path, fake
+) -> None:
     """A broadcast may take longer than the timeout, and the engine makes no step meanwhile."""
     seat = seat_of(lambda backend, _: setattr(backend, "steps_left", 0), timeout=0.5)
-    seat.submit([job("t")])
+    seat.submit([fake.job("t")])
     seat.poll(0.0)
     time.sleep(0.7)
-    message = written(tmp_path, 2)
+    message = fake.written(tmp_path, 2)
     seat.publish(message, {tensor.name: tensor.checksum for tensor in message.tensors})
     assert seat.poll(0.0) == []
     assert seat.restarts == 0
     seat.process.now.backend.steps_left = None
-    assert len(polled(seat, 1)) == 1
+    assert len(fake.polled(seat, 1)) == 1
 
 
-def test_slow_engines_live_while_they_make_steps(seat_of) -> None:
+def test_slow_engines_live_while_they_make_steps(seat_of, fake) -> None:
     def prepare(backend, _start: int) -> None:
         backend.steps_left = 0
 
     seat = seat_of(prepare, timeout=0.5)
-    seat.submit([job("t" * 4)])
+    seat.submit([fake.job("t" * 4)])
     backend = seat.process.now.backend
 
     def trickle() -> None:
@@ -256,7 +207,7 @@ def test_slow_engines_live_while_they_make_steps(seat_of) -> None:
 
     thread = threading.Thread(target=trickle)
     thread.start()
-    assert len(polled(seat, 1)) == 1
+    assert len(fake.polled(seat, 1)) == 1
     thread.join()
     assert seat.restarts == 0
 
@@ -274,9 +225,9 @@ def test_counters_go_on_over_the_lives_of_an_engine(seat_of) -> None:
 # ---- weights ---------------------------------------------------------------------------------------
 
 
-def test_a_wrong_checksum_names_engine_version_and_tensor(seat_of, tmp_path) -> None:
+def test_a_wrong_checksum_names_engine_version_and_tensor(seat_of, tmp_path, fake) -> None:
     seat = seat_of(lambda backend, _: setattr(backend, "damaged", "up"))
-    message = written(tmp_path, 3)
+    message = fake.written(tmp_path, 3)
     right = message.tensors[1].checksum
     bad = torch.full((2, 3), 3.0)
     bad[0, 0] += 1
@@ -289,114 +240,9 @@ def test_a_wrong_checksum_names_engine_version_and_tensor(seat_of, tmp_path) -> 
     assert seat.restarts == 0
 
 
-def test_a_tensor_that_the_trainer_did_not_send_is_noticed(seat_of, tmp_path) -> None:
+def test_a_tensor_that_the_trainer_did_not_send_is_noticed(seat_of, tmp_path, fake) -> None:
     seat = seat_of()
-    message = written(tmp_path, 3)
+    message = fake.written(tmp_path, 3)
     lost = wire.Tensor(name="lost", shape=(2,), checksum=5)
     with pytest.raises(RuntimeError, match=r"call publish: .*lost"):
         seat.publish(message.model_copy(update={"tensors": (*message.tensors, lost)}))
-
-
-# ---- somebody else's engine --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"architecture": "Qwen3ForCausalLM"}, "architecture 'Qwen3ForCausalLM' instead of 'Llama"),
-        ({"vocabulary": 98}, "vocabulary 98 instead of 97"),
-        ({"tokenizer": "beef"}, "tokenizer 'beef' instead of 'f00d'"),
-        ({"longest": 63}, "room for paths of 63 tokens instead of 64"),
-        ({"dtype": "bfloat16"}, "dtype 'bfloat16' instead of 'float32'"),
-    ],
-)
-def test_an_engine_of_another_policy_is_refused_in_one_line(remote, changes, told) -> None:
-    seat, served = remote(**changes)
-    with pytest.raises(UserError) as error:
-        seat.open()
-    line = str(error.value)
-    assert line.startswith(f"engine {served.address}: runs another policy: {told}")
-    assert line.endswith("; start it with this run's config")
-    assert "\n" not in line
-
-
-def test_an_address_where_nobody_listens_is_a_mistake_with_a_remedy(remote) -> None:
-    seat, served = remote()
-    served.die()
-    with pytest.raises(UserError) as error:
-        seat.open()
-    line = str(error.value)
-    assert line.startswith(f"engine {served.address}, call describe: ConnectionRefusedError")
-    assert "correct engine.vllm.addresses" in line
-    assert "\n" not in line
-
-
-def test_a_wrong_token_is_a_mistake(remote) -> None:
-    seat, _ = remote()
-    seat.client.token = "guess"
-    with pytest.raises(UserError, match=r"call describe: wrong token"):
-        seat.open()
-
-
-def test_work_that_an_earlier_life_of_this_rank_asked_for_is_dropped_at_the_start(remote) -> None:
-    seat, served = remote()
-    served.backend.steps_left = 0
-    seat.client.submit([job("stale")])
-    seat.open()
-    served.backend.steps_left = None
-    seat.submit([job("t")])
-    assert [one.ticket for one in polled(seat, 1)] == ["t"]
-    assert "cancel stale" in served.backend.calls
-
-
-def test_an_engine_that_somebody_else_restarts_gets_weights_and_work(
-    remote, fake, tmp_path
-) -> None:
-    seat, served = remote()
-    seat.open()
-    seat.publish(written(tmp_path, 5))
-    served.backend.steps_left = 0
-    seat.submit([job("t")])
-    served.die()
-    again = fake.Served(fake.FakeBackend(fake.specification()))
-    # As if at the same address.
-    seat.client.address = again.address
-    try:
-        assert polled(seat, 1) == [fake.finished(job("t"), [5] * 40)]
-        assert again.backend.version == 5
-    finally:
-        again.die()
-
-
-@pytest.mark.parametrize(("has", "loads"), [(5, []), (4, ["load 5"])])
-def test_of_several_ranks_at_one_engine_the_first_to_need_it_sends_the_weights(
-    remote, tmp_path, has, loads
-) -> None:
-    """A rank that publishes nothing heals an engine whose weights are old, and leaves one alone that has the new."""
-    seat, served = remote()
-    seat.publishes = False
-    seat.open()
-    seat.weights = written(tmp_path, 5)
-    served.backend.version = has
-    seat.revive("a connection was lost")
-    assert [call for call in served.backend.calls if call.startswith("load")] == loads
-
-
-def test_an_engine_that_does_not_come_back_ends_the_run_in_time(remote) -> None:
-    seat, served = remote()
-    seat.open()
-    served.die()
-    started = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"it did not come back within 1 s \(engine.vllm.start"):
-        seat.poll(0.1)
-    assert time.monotonic() - started < 4.0
-
-
-def test_leaving_an_engine_that_stays_drops_the_work_of_this_rank(remote) -> None:
-    seat, served = remote()
-    seat.open()
-    served.backend.steps_left = 0
-    seat.submit([job("t")])
-    seat.close()
-    assert served.backend.calls[-1] == "cancel t"
-    assert served.alive
