@@ -1,4 +1,4 @@
-"""What test_agreement.py runs under torchrun: good engines, one off by a weight, and the monitor's rows dealt out.
+"""What test_agreement.py runs here and under torchrun: good engines, one off by a weight, the monitor's rows dealt out.
 
 Writes what rank 0 found as JSON: agreement_on_ranks.py SHARDS OUT
 """
@@ -58,14 +58,17 @@ def agreed(shards: ShardFolder, world: dist.World, damage: float) -> dict[str, f
     return {"tokens": found.tokens, "largest": found.largest}
 
 
+def everything(shards: ShardFolder, world: dist.World) -> dict:
+    return {
+        "metrics": monitored(world),
+        "good": agreed(shards, world, 0.0),
+        "damaged": agreed(shards, world, 0.5),
+    }
+
+
 def main(shards_dir: Path, out: Path) -> None:
-    shards = ShardFolder.open(shards_dir)
     with dist.world() as world:
-        found = {
-            "metrics": monitored(world),
-            "good": agreed(shards, world, 0.0),
-            "damaged": agreed(shards, world, 0.5),
-        }
+        found = everything(ShardFolder.open(shards_dir), world)
         everyones = dist.gathered(found, world)
         assert all(each == found for each in everyones)
         if world.is_main:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -92,21 +93,39 @@ def toml(tmp_path: Path, shards_dir: Path) -> Path:
     return write_run(tmp_path, shards_dir)
 
 
-@pytest.fixture(scope="module")
-def module_toml(tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Path:
-    return write_run(tmp_path_factory.mktemp("module"), shards_dir)
-
-
-@pytest.fixture(scope="session")
-def paced():
-    """The module `paced_supply`: supplies of groups whose engine is a fake."""
-    path = Path(__file__).with_name("paced_supply.py")
-    spec = importlib.util.spec_from_file_location("paced_supply", path)
+def module_beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def beside():
+    """Modules of this folder, by name."""
+    return module_beside
+
+
+@pytest.fixture(scope="session")
+def paced():
+    """The module `paced_supply`: supplies of groups whose engine is a fake."""
+    return module_beside("paced_supply")
+
+
+@pytest.fixture(scope="session")
+def runs():
+    """The module `whole_runs`: runs in processes of their own."""
+    return module_beside("whole_runs")
+
+
+@pytest.fixture(scope="session")
+def whole(runs, tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> Path:
+    """The folder of an uninterrupted run on one rank, its configuration beside it. To be read alone."""
+    toml = write_run(tmp_path_factory.mktemp("whole"), shards_dir)
+    runs.finished(toml, "--set", "checkpoint.every=2")
+    return toml.parent / "run"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A supply of groups whose engine is a fake: what it has sampled at a publication is drawn, or given."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,11 @@ class PacedEngine:
 
 
 def rollout(versions: Sequence[int], g: int) -> Rollout:
+    return _rollout(tuple(versions), g)
+
+
+@functools.cache
+def _rollout(versions: tuple[int, ...], g: int) -> Rollout:
     ids = np.array([g, *range(1, len(versions))], dtype=np.int64)
     logp = -np.arange(len(ids), dtype=np.float32) / 8
     actions = np.ones(len(ids), dtype=bool)
@@ -148,6 +154,7 @@ class Run:
         return unpacked(packed(self.supply.rows()), "test")
 
 
+@functools.cache
 def keys_at(stream: Stream, position: int) -> set[tuple[int, str, int]]:
     trunk = dealt_trunks(stream, position, 1, CFG, SEED, 20, alone())[1][0]
     return {prompt.key for prompt in prompts_of(trunk, CFG, MARKERS)}
@@ -183,7 +190,7 @@ def drawn_config(seed: int) -> tuple[RolloutConfig, int, int]:
 
 
 class Watched(Run):
-    """A run of 60 steps that notes what it holds."""
+    """A whole run that notes what it holds."""
 
     def watch(self) -> "Watched":
         self.holds: list[tuple[int, set[int], set[int]]] = []
@@ -207,7 +214,7 @@ class Watched(Run):
             return found
 
         self.engine.collect = collected
-        for step in range(60):
+        for step in range(self.stage.steps):
             young = [lot for lot in supply.kept if step - lot.oldest <= self.cfg.oldest_reused]
             self.usable.append(len(young))
             self.go(step, step + 1)

@@ -122,9 +122,8 @@ def test_bounds_belong_to_the_dtype(dtype, good, bad) -> None:
     assert agreement(**bad).excess(dtype) is not None
 
 
-def on_ranks(shards_dir: Path, folder: Path, ranks: int) -> dict:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    out = folder / f"{ranks}.json"
+def on_two_ranks(shards_dir: Path, out: Path) -> dict:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, str(SCRIPT), str(shards_dir), str(out)]
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
     # All of it: an abort says why long before torchrun's summary.
@@ -133,9 +132,12 @@ def on_ranks(shards_dir: Path, folder: Path, ranks: int) -> dict:
 
 
 @pytest.mark.timeout(120)
-def test_ranks_agree_on_extremes_and_on_a_bad_engine(shards_dir: Path, tmp_path: Path) -> None:
+def test_ranks_agree_on_extremes_and_on_a_bad_engine(
+    beside, shards, world, shards_dir: Path, tmp_path: Path
+) -> None:
     """The second of two ranks has no row and the bad engine: what is said is the same on both."""
-    one, two = (on_ranks(shards_dir, tmp_path, ranks) for ranks in (1, 2))
+    one = beside(SCRIPT.stem).everything(shards, world)
+    two = on_two_ranks(shards_dir, tmp_path / "found.json")
     assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-12)
     assert one["metrics"]["mismatch/ratio_min"] < 0.6
     assert one["metrics"]["mismatch/ratio_max"] > 1.6

@@ -10,7 +10,10 @@ from rlpt.config import RunConfig
 from rlpt.train import run
 from rlpt_data.strict import UserError, load
 
-SHORT = ["stage.0.steps=2", "stage.1.steps=4", "checkpoint.every=1"]
+SHORT = [
+    *("stage.0.steps=2", "stage.1.steps=4", "checkpoint.every=1"),
+    *("evaluation.prompts=8", "evaluation.bits_per_byte_documents=0"),
+]
 
 
 def rows_of(toml: Path) -> list[dict]:
@@ -63,8 +66,7 @@ def test_thoughts_of_older_weights_are_not_current(
         "publish",
         lambda session, step: first(session, step) if session.engine.version < 0 else None,
     )
-    words = [*SHORT, "evaluation.bits_per_byte_documents=0"]
-    run(load(RunConfig, toml, [*words, "rollout.max_staleness=9", "rollout.ahead=0"]))
+    run(load(RunConfig, toml, [*SHORT, "rollout.max_staleness=9", "rollout.ahead=0"]))
     before, *after = rows_of(toml)
     assert before["mismatch/current_share"] == 1.0
     for row in after:

@@ -1,19 +1,10 @@
-"""The whole pipeline on a small scale: what a run writes, how it resumes, and what any number of ranks agrees on."""
+"""The whole pipeline on a small scale: what a run writes, and what any number of ranks agrees on."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-import zstandard
 
 from rlpt import checkpoint
 from rlpt.config import EvalJobConfig, RunConfig
@@ -22,71 +13,10 @@ from rlpt.runlog import read_journal
 from rlpt.train import run
 from rlpt_data.strict import UserError, load, parse
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
-
-def started(toml: Path, *words: str, ranks: int = 1) -> subprocess.Popen[bytes]:
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        if ranks > 1
-        else []
-    )
-    command = [sys.executable, *launcher, "-m", "rlpt.train", str(toml), *words]
-    return subprocess.Popen(
-        command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
-    process = started(toml, *words, ranks=ranks)
-    _, errors = process.communicate(timeout=280)
-    assert process.returncode == code, errors.decode()[-3000:]
-    return errors.decode()
-
-
-def steps_of(run_dir: Path, drop: tuple[str, ...] = ("time/", "throughput/")) -> list[dict]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows]
-
-
-def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    """The policy's tensors, read without any model."""
-    path = checkpoint.path_of(run_dir, step)
-    reader = dcp.FileSystemReader(path)
-    shapes = {
-        k: v
-        for k, v in reader.read_metadata().state_dict_metadata.items()
-        if k.startswith("policy.")
-    }
-    tensors = {name: torch.empty(meta.size) for name, meta in shapes.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
-
-
-def thoughts_of(run_dir: Path) -> list[tuple]:
-    rows = []
-    for path in sorted((run_dir / "rollouts").glob("*.zst")):
-        lines = zstandard.decompress(path.read_bytes()).decode().splitlines()
-        rows += [
-            (row["document"], row["cut"], r["ids"], r["finish"])
-            for row in map(json.loads, lines)
-            for r in row["rollouts"]
-        ]
-    return rows
-
-
-@pytest.fixture(scope="module")
-def whole(module_toml: Path) -> Path:
-    """The folder of an uninterrupted run on one rank."""
-    finished(module_toml, "--set", "checkpoint.every=2")
-    return module_toml.parent / "run"
-
-
-def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
-    assert [row["step"] for row in steps_of(whole)] == list(range(1, 21))
-    assert {row["stage"] for row in steps_of(whole)} == {"warmup", "rl"}
+def test_a_run_writes_what_its_users_rely_on(runs, whole: Path) -> None:
+    assert [row["step"] for row in runs.steps_of(whole)] == list(range(1, 21))
+    assert {row["stage"] for row in runs.steps_of(whole)} == {"warmup", "rl"}
     summary = json.loads((whole / "summary.json").read_text())
     for name in (
         "gain_heldout_before", "gain_heldout_after", "gain_change", "bits_per_byte_before",
@@ -105,16 +35,16 @@ def test_a_run_writes_what_its_users_rely_on(whole: Path) -> None:
         "rollouts",
         "checkpoints",
     }
-    assert len(thoughts_of(whole)) >= 10 * 4 * 3
+    assert len(runs.thoughts_of(whole)) >= 10 * 4 * 3
 
 
-def test_the_next_token_loss_falls(whole: Path) -> None:
-    losses = [row["loss/next_token"] for row in steps_of(whole) if row["stage"] == "warmup"]
+def test_the_next_token_loss_falls(runs, whole: Path) -> None:
+    losses = [row["loss/next_token"] for row in runs.steps_of(whole) if row["stage"] == "warmup"]
     assert losses[-1] < losses[0]
 
 
-def test_on_policy_ratios_are_one(whole: Path) -> None:
-    for row in steps_of(whole):
+def test_on_policy_ratios_are_one(runs, whole: Path) -> None:
+    for row in runs.steps_of(whole):
         if row["stage"] == "rl":
             assert row["mismatch/ratio"] == pytest.approx(1.0, abs=1e-5)
             assert row["mismatch/abs_log_ratio"] < 1e-5
@@ -124,17 +54,17 @@ def test_on_policy_ratios_are_one(whole: Path) -> None:
     ("replicas", "tokens"), [(1, 1), (1, 16_384), pytest.param(2, 1, marks=pytest.mark.slow)]
 )
 def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
-    whole: Path, toml: Path, replicas: int, tokens: int
+    runs, whole: Path, toml: Path, replicas: int, tokens: int
 ) -> None:
     """Rollouts exactly, losses and weights to 1e-5 relative: one rank reads rewards off the forward that is trained,
     and so do two with the same budget; where every document is a micro-batch, they take two passes.
     """
     words = [f"--set=stage.{n}.micro_batch_tokens={tokens}" for n in (0, 1)]
     words.append(f"--set=policy.replicas={replicas}")
-    finished(toml, "--set", "checkpoint.every=2", *words, ranks=2)
+    runs.finished(toml, "--set", "checkpoint.every=2", *words, ranks=2)
     two = toml.parent / "run"
-    assert thoughts_of(two) == thoughts_of(whole)
-    for mine, theirs in zip(steps_of(two), steps_of(whole), strict=True):
+    assert runs.thoughts_of(two) == runs.thoughts_of(whole)
+    for mine, theirs in zip(runs.steps_of(two), runs.steps_of(whole), strict=True):
         assert mine.keys() == theirs.keys()
         # What was computed depends on the split: with one micro-batch the continuations are in the trained forward.
         if mine["stage"] == "rl":
@@ -145,8 +75,8 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
     mine, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (two, whole))
     for name in ("gain_heldout_after", "gain_change", "bits_per_byte_after"):
         assert mine[name]["mean"] == pytest.approx(theirs[name]["mean"], abs=1e-5), name
-    expected = weights_of(whole, 20)
-    for name, tensor in weights_of(two, 20).items():
+    expected = runs.weights_of(whole, 20)
+    for name, tensor in runs.weights_of(two, 20).items():
         assert torch.linalg.vector_norm(tensor - expected[name]) <= 1e-5 * torch.linalg.vector_norm(
             expected[name]
         ), name
@@ -154,19 +84,19 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_compiled_blocks_give_the_losses_of_eager_ones(whole: Path, toml: Path) -> None:
-    finished(toml, "--set", "policy.compile=true", "--set", "checkpoint.every=2")
-    for mine, theirs in zip(steps_of(toml.parent / "run"), steps_of(whole), strict=True):
+def test_compiled_blocks_give_the_losses_of_eager_ones(runs, whole: Path, toml: Path) -> None:
+    runs.finished(toml, "--set", "policy.compile=true", "--set", "checkpoint.every=2")
+    for mine, theirs in zip(runs.steps_of(toml.parent / "run"), runs.steps_of(whole), strict=True):
         assert mine["loss/next_token"] == pytest.approx(theirs["loss/next_token"], rel=1e-5)
 
 
 @pytest.mark.slow
 def test_a_run_with_replicas_is_exported_and_evaluated_on_one_rank(
-    toml: Path, shards_dir: Path
+    runs, toml: Path, shards_dir: Path
 ) -> None:
     from rlpt.export import export
 
-    finished(
+    runs.finished(
         toml,
         "--set",
         "policy.replicas=2",
@@ -194,108 +124,35 @@ def test_a_run_with_replicas_is_exported_and_evaluated_on_one_rank(
     assert found["gain_heldout"]["mean"] == pytest.approx(own["gain_heldout"]["mean"], abs=1e-6)
 
 
-@pytest.mark.parametrize("kill_after_step", [3, 15])
-def test_a_killed_run_goes_on_bit_for_bit(whole: Path, toml: Path, kill_after_step: int) -> None:
-    process = started(toml, "--set", "checkpoint.every=2")
-    metrics = toml.parent / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 90
-    while not (metrics.exists() and metrics.read_text().count("\n") >= kill_after_step):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[1].decode()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert "resuming" in finished(toml, "--set", "checkpoint.every=2")
-    resumed = toml.parent / "run"
-    assert json.dumps(steps_of(resumed)) == json.dumps(steps_of(whole))
-    assert thoughts_of(resumed) == thoughts_of(whole)
-    expected = weights_of(whole, 20)
-    for name, tensor in weights_of(resumed, 20).items():
-        assert torch.equal(tensor, expected[name]), name
-
-
-def test_a_step_that_blows_up_ends_in_one_line_and_keeps_the_last_checkpoint(toml: Path) -> None:
+def test_a_step_that_blows_up_ends_in_one_line_and_keeps_the_last_checkpoint(
+    runs, toml: Path
+) -> None:
     words = ["--set", "checkpoint.every=1", "--set", "stage.0.optimizer.lr=1e30"]
-    errors = finished(toml, *words, code=1)
+    errors = runs.finished(toml, *words, code=1)
     assert "stage warmup, step 2: gradient norm is" in errors
     assert "lower optimizer.lr" in errors
     assert "Traceback" not in errors
     assert checkpoint.complete_steps(toml.parent / "run") == [1]
 
 
-def test_weights_of_another_shape_or_tokenizer_are_refused(whole: Path, toml: Path) -> None:
+def test_weights_of_another_shape_or_tokenizer_are_refused(runs, whole: Path, toml: Path) -> None:
     words = ["--set", f"init_from={whole}@20", "--set", "policy.fresh.width=64"]
-    assert "has shape" in finished(toml, *words, code=2)
+    assert "has shape" in runs.finished(toml, *words, code=2)
     from rlpt.policy.policy import Policy
 
     with pytest.raises(UserError, match=r"its tokenizer has hash .*, the shards' has other"):
         checkpoint.load_weights(checkpoint.find(f"{whole}@20"), Policy(torch.nn.Module()), "other")
 
 
-def test_a_run_with_nothing_but_a_damaged_checkpoint_is_not_started_over(
-    whole: Path, toml: Path
-) -> None:
-    copy = toml.parent / "run"
-    shutil.copytree(whole, copy)
-    for step in (16, 18, 20):
-        (checkpoint.path_of(copy, step) / checkpoint.MARKER).unlink()
-    journal = (copy / "metrics.jsonl").read_bytes()
-    assert "is damaged" in finished(toml, "--set", "checkpoint.every=2", code=2)
-    assert (copy / "metrics.jsonl").read_bytes() == journal
-
-
 def test_a_refused_run_does_not_claim_its_folder(whole: Path, toml: Path) -> None:
-    assert "no such checkpoint" in finished(toml, "--set", f"init_from={whole}@3", code=2)
-    assert "no document in them" in finished(toml, "--set", "data.domains=['x']", code=2)
+    missing, empty = f"init_from={whole}@3", "data.domains=['x']"
+    with pytest.raises(UserError, match="no such checkpoint"):
+        run(load(RunConfig, toml, [missing]))
+    with pytest.raises(UserError, match="no document in them"):
+        run(load(RunConfig, toml, [empty]))
     assert not (toml.parent / "run" / "config.json").exists()
-    assert "no such checkpoint" in finished(
-        toml, "--set", f"init_from={whole}@3", "--dry-run", code=2
-    )
-
-
-def test_shards_that_changed_under_a_run_are_refused(whole: Path, toml: Path) -> None:
-    copy = toml.parent / "run"
-    shutil.copytree(whole, copy)
-    path = checkpoint.path_of(copy, 20) / "progress.json"
-    table = json.loads(path.read_text())
-    path.write_text(json.dumps(table | {"shards": "f" * len(table["shards"])}))
-    assert "was trained on shards with hash fff" in finished(
-        toml, "--set", "checkpoint.every=2", code=2
-    )
-
-
-def test_a_finished_run_is_not_trained_again(whole: Path, module_toml: Path) -> None:
-    before = (whole / "metrics.jsonl").read_bytes()
-    finished(module_toml, "--set", "checkpoint.every=2")
-    assert (whole / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_folder_of_another_configuration_is_refused(whole: Path, module_toml: Path) -> None:
-    errors = finished(module_toml, "--set", "seed=3", code=2)
-    assert "holds a run with" in errors
-    assert "Traceback" not in errors
-
-
-def test_the_oldest_checkpoints_go(whole: Path) -> None:
-    assert checkpoint.complete_steps(whole) == [16, 18, 20]
-
-
-def test_a_checkpoint_without_its_marker_is_none(whole: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(whole, copy)
-    (checkpoint.path_of(copy, 20) / checkpoint.MARKER).unlink()
-    with pytest.warns(UserWarning, match="step_000020: no COMPLETE marker"):
-        assert checkpoint.complete_steps(copy) == [16, 18]
-    with pytest.raises(UserError, match=r"no COMPLETE marker.*last"):
-        checkpoint.find(f"{copy}@20")
-    with (
-        pytest.raises(UserError, match="no such checkpoint; complete ones: 16, 18"),
-        pytest.warns(UserWarning, match="passed over"),
-    ):
-        checkpoint.find(f"{copy}@3")
-    file = next(checkpoint.path_of(copy, 18).glob("*.distcp"))
-    file.write_bytes(file.read_bytes()[:-1])
-    assert "bytes, the marker says" in str(checkpoint.defect(checkpoint.path_of(copy, 18)))
+    with pytest.raises(UserError, match="no such checkpoint"):
+        run(load(RunConfig, toml, [missing]), dry_run=True)
 
 
 def test_a_dry_run_resolves_everything_and_writes_nothing(toml: Path) -> None:
@@ -306,19 +163,19 @@ def test_a_dry_run_resolves_everything_and_writes_nothing(toml: Path) -> None:
     assert not (toml.parent / "run").exists()
 
 
-def test_weights_travel_between_runs(whole: Path, toml: Path) -> None:
+def test_weights_travel_between_runs(runs, whole: Path, toml: Path) -> None:
     """init_from gives the weights alone: the first evaluation is the last one of the run it starts from."""
     text = toml.read_text()
     start, stop = text.index("[[stage]]"), text.index("[[stage]]", text.index("[[stage]]") + 1)
     toml.write_text(text[:start] + text[stop:])
-    finished(toml, "--set", f"init_from={whole}@20", "--set", "stage.0.steps=1")
+    runs.finished(toml, "--set", f"init_from={whole}@20", "--set", "stage.0.steps=1")
     first = read_journal(toml.parent / "run" / "evaluations.jsonl")[0]["summary"]
     last = read_journal(whole / "evaluations.jsonl")[-1]["summary"]
     assert first["gain_heldout"]["mean"] == last["gain_heldout"]["mean"]
     assert first["bits_per_byte"]["mean"] == last["bits_per_byte"]["mean"]
 
 
-def test_an_exported_checkpoint_is_the_policy(whole: Path, tmp_path: Path) -> None:
+def test_an_exported_checkpoint_is_the_policy(runs, whole: Path, tmp_path: Path) -> None:
     import transformers
 
     from rlpt.export import export
@@ -326,7 +183,8 @@ def test_an_exported_checkpoint_is_the_policy(whole: Path, tmp_path: Path) -> No
     out = export(whole, 20, tmp_path / "hf")
     lm = transformers.AutoModelForCausalLM.from_pretrained(out)
     weights = {
-        name.removeprefix("policy.lm."): tensor for name, tensor in weights_of(whole, 20).items()
+        name.removeprefix("policy.lm."): tensor
+        for name, tensor in runs.weights_of(whole, 20).items()
     }
     for name, parameter in lm.named_parameters():
         assert torch.equal(parameter, weights[name]), name

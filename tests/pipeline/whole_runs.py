@@ -1,0 +1,68 @@
+"""Runs in processes of their own, and what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+import zstandard
+
+from rlpt import checkpoint
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def started(toml: Path, *words: str, ranks: int = 1) -> subprocess.Popen[bytes]:
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        if ranks > 1
+        else []
+    )
+    command = [sys.executable, *launcher, "-m", "rlpt.train", str(toml), *words]
+    return subprocess.Popen(
+        command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
+    process = started(toml, *words, ranks=ranks)
+    _, errors = process.communicate(timeout=280)
+    assert process.returncode == code, errors.decode()[-3000:]
+    return errors.decode()
+
+
+def steps_of(run_dir: Path, drop: tuple[str, ...] = ("time/", "throughput/")) -> list[dict]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(drop)} for row in rows]
+
+
+def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """The policy's tensors, read without any model."""
+    path = checkpoint.path_of(run_dir, step)
+    reader = dcp.FileSystemReader(path)
+    shapes = {
+        k: v
+        for k, v in reader.read_metadata().state_dict_metadata.items()
+        if k.startswith("policy.")
+    }
+    tensors = {name: torch.empty(meta.size) for name, meta in shapes.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def thoughts_of(run_dir: Path) -> list[tuple]:
+    rows = []
+    for path in sorted((run_dir / "rollouts").glob("*.zst")):
+        lines = zstandard.decompress(path.read_bytes()).decode().splitlines()
+        rows += [
+            (row["document"], row["cut"], r["ids"], r["finish"])
+            for row in map(json.loads, lines)
+            for r in row["rollouts"]
+        ]
+    return rows
