@@ -12,6 +12,7 @@ if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from beartype import BeartypeConf, beartype
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # The hook takes a name, so the configured checker gets one. PEP 484 lets an int stand for a float,
@@ -30,5 +31,8 @@ class _DeviceCode:
         return importlib.machinery.PathFinder.find_spec(name, path, target) if device_code else None
 
 
+# Machines are shared: an example that is slow once is no mistake.
+settings.register_profile("rlpt", deadline=None)
+settings.load_profile("rlpt")
 install_import_hook(["rlpt", "rlpt_kernels", "rlpt_data"], "rlpt_checker.checked")
 sys.meta_path.insert(0, _DeviceCode)
