@@ -155,8 +155,11 @@ def test_thoughts_of_another_seed_or_other_cuts_are_refused(stream: Stream) -> N
 # ---- training on saved groups ----------------------------------------------------------------------
 
 
-def saved(run_dir: Path, stream: Stream, world: dist.World, own: bool = True) -> SavedSupply:
-    stage = RLStage(kind="rl", name="rl", steps=5, documents_per_step=4, group_size=3)
+def saved(
+    run_dir: Path, stream: Stream, world: dist.World, own: bool = True, **sizes: int
+) -> SavedSupply:
+    sizes = {"documents_per_step": 4, "group_size": 3} | sizes
+    stage = RLStage(kind="rl", name="rl", steps=5, **sizes)
     return SavedSupply(run_dir, own, stream, CFG, stage, MARKERS, SEED, world)
 
 
@@ -217,9 +220,15 @@ def test_a_step_that_was_not_saved_is_a_mistake_with_a_remedy(
     )
 
 
-def test_more_ranks_than_documents_are_refused(run_dir: Path, stream: Stream) -> None:
-    supply = saved(run_dir, stream, dist.World(0, 5, torch.device("cpu")))
-    with pytest.raises(UserError, match="4 documents for 5 ranks; use fewer ranks"):
+@pytest.mark.parametrize(
+    ("name", "holds", "asked"), [("documents_per_step", 4, 5), ("group_size", 3, 4)]
+)
+def test_saved_steps_of_other_sizes_are_refused(
+    run_dir: Path, stream: Stream, name: str, holds: int, asked: int
+) -> None:
+    supply = saved(run_dir, stream, dist.World(0, 1, torch.device("cpu")), **{name: asked})
+    told = rf"holds steps of {name} = \[{holds}\], stage rl has {asked}; use the saved run's"
+    with pytest.raises(UserError, match=told):
         supply.take(0, 5)
 
 
