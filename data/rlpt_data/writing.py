@@ -26,6 +26,7 @@ from rlpt_data.manifest import (
     digest_file,
 )
 from rlpt_data.shards import SCHEMA, TOKENIZER, Document
+from rlpt_data.store import flush
 from rlpt_data.strict import UserError
 
 _BATCH_BYTES = 64 << 20
@@ -93,8 +94,7 @@ class ShardWriter:
             if kind is None:
                 self._write()
                 self._writer.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                flush(self._file)
 
     def _write(self) -> None:
         if self._rows:

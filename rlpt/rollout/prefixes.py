@@ -1,11 +1,11 @@
 """How many prompt tokens a prefix cache could have saved: what its hit rate is held against."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rlpt.rollout.wire import Job
 
 BLOCK = 32
-"""Tokens of one block of the engine's cache: only whole blocks are shared."""
+"""Tokens of one block of the engine's cache, the smallest that its CPU attention takes. Whole blocks are shared."""
 
 
 class PrefixCount:
@@ -23,7 +23,7 @@ class PrefixCount:
         seen = self._seen.setdefault(engine, set())
         for job in jobs:
             most = (len(job.ids) - 1) // BLOCK
-            blocks = [hash(job.ids[: BLOCK * (k + 1)]) for k in range(len(job.ids) // BLOCK)]
+            blocks = list(_chained(job.ids))
             first = next((k for k in range(most) if blocks[k] not in seen), most)
             self.asked += job.count * len(job.ids)
             self.possible += BLOCK * (first + (job.count - 1) * most)
@@ -38,3 +38,11 @@ class PrefixCount:
         counted = (self.asked, self.possible)
         self.asked = self.possible = 0
         return counted
+
+
+def _chained(ids: tuple[int, ...]) -> Iterator[int]:
+    """A hash for every whole block and all before it, as the engine's cache names them: each token is read once."""
+    before = 0
+    for start in range(0, len(ids) - BLOCK + 1, BLOCK):
+        before = hash((before, ids[start : start + BLOCK]))
+        yield before

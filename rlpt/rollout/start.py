@@ -16,13 +16,15 @@ import torch
 from rlpt import dist
 from rlpt.config import PolicyConfig, RunConfig, ThoughtConfig, longest_branch
 from rlpt.console import say
+from rlpt.dist import together
 from rlpt.engines import EngineConfig, VLLMConfig
 from rlpt.policy.load import Blueprint, blueprint, meta_model
 from rlpt.rollout.broadcasting import own_address
 from rlpt.rollout.client import EngineClient
 from rlpt.rollout.engine import Engine
-from rlpt.rollout.fleet import Fleet, together
+from rlpt.rollout.fleet import Fleet
 from rlpt.rollout.live import BroadcastPublisher, IPCPublisher
+from rlpt.rollout.prefixes import BLOCK
 from rlpt.rollout.process import EngineProcess
 from rlpt.rollout.publishing import DirectoryPublisher, Publisher
 from rlpt.rollout.seat import Seat
@@ -55,7 +57,7 @@ def open_engine(
         cfg.vllm, policy, plan, thought, longest, tokenizer, folder, seed, world.device
     )
     check_memory(plan.config, spec)
-    together(lambda: write_model(plan, Path(spec.model)) if world.is_main else None, world)
+    together(lambda: write_model(plan, spec) if world.is_main else None, world)
     seats = _seats(cfg.vllm, spec, folder, world)
     fleet = Fleet(
         seats,
@@ -117,12 +119,12 @@ def specification(
     )
 
 
-def write_model(plan: Blueprint, folder: Path) -> None:
+def write_model(plan: Blueprint, spec: EngineSpec) -> None:
     """The configuration that vLLM reads; its weights are published."""
     config: Any = copy.deepcopy(plan.config)
-    config.architectures = [type(meta_model(plan.config)).__name__]
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
+    config.architectures = [spec.architecture]
+    Path(spec.model).mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(spec.model)
 
 
 def cache_bytes_per_token(config: Any, dtype: DType) -> int:
@@ -134,8 +136,8 @@ def cache_bytes_per_token(config: Any, dtype: DType) -> int:
 
 def check_memory(config: Any, spec: EngineSpec) -> None:
     """vLLM finds out after ten seconds, in other words. Raises UserError."""
-    blocks = -(-spec.longest // 32) * 32
-    needed = blocks * cache_bytes_per_token(config, spec.dtype) / 2**30
+    tokens = -(-spec.longest // BLOCK) * BLOCK
+    needed = tokens * cache_bytes_per_token(config, spec.dtype) / 2**30
     if needed > spec.kv_cache_gib:
         raise UserError(
             f"engine.vllm.kv_cache_gib = {spec.kv_cache_gib}: one path of {spec.longest} tokens takes "
@@ -251,7 +253,7 @@ def _own_host(addresses: Sequence[str], world: dist.World) -> str:
         nonlocal found
         found = own_address(away[0], 9) if away and world.is_main else found
 
-    dist.together(look, world)
+    together(look, world)
     return dist.gathered(found, world)[0]
 
 
@@ -281,5 +283,5 @@ def serve_engine(cfg: RunConfig, host: str, port: int) -> None:
         device,
     )
     check_memory(plan.config, spec)
-    write_model(plan, Path(spec.model))
+    write_model(plan, spec)
     serve(spec, host, port, lambda address: say(f"engine: {address}"))

