@@ -59,8 +59,9 @@ class DecontaminateConfig(Strict):
         index = Index.from_bytes(read_index_bytes(self.index), str(self.index))
 
         def stage(document: SourceDocument) -> SourceDocument | Drop:
-            hit = index.hit(document.text)
-            return document if hit is None else drop(document, CONTAMINATED, str(hit))
+            hits = index.hits(document.text)
+            detail = "\n".join(map(str, hits))
+            return drop(document, CONTAMINATED, detail) if hits else document
 
         return stage
 
@@ -137,27 +138,37 @@ class Index:
 
     def hit(self, text: str) -> Hit | None:
         """The first item found in a text, or None."""
+        return next(iter(self.hits(text)), None)
+
+    def hits(self, text: str) -> list[Hit]:
+        """Every item found in a text, each once, by the first rule that meets it."""
         tokens = words(text)
+        found: dict[int, Hit] = {}
         for size, table in sorted(self._tables.items(), reverse=True):
             if size and len(tokens) >= size:
                 places, items = table.found(ngrams(tokens, size))
-                if len(places):
-                    rule = f"{size} words" if size == LONG else f"all its {size} words"
-                    return self._hit(int(items[0]), rule, tokens, int(places[0]), size)
-        return self._covered(tokens)
+                rule = f"{size} words" if size == LONG else f"all its {size} words"
+                for place, item in zip(places.tolist(), items.tolist(), strict=True):
+                    if item not in found:
+                        found[item] = self._hit(item, rule, tokens, place, size)
+        covered = self._covered(tokens)
+        return [*found.values(), *(hit for item, hit in covered.items() if item not in found)]
 
-    def _covered(self, tokens: list[str]) -> Hit | None:
+    def _covered(self, tokens: list[str]) -> dict[int, Hit]:
+        """The items of which enough runs are there, the best covered first."""
         if len(tokens) < SHORT:
-            return None
+            return {}
         grams, first = np.unique(ngrams(tokens, SHORT), return_index=True)
         places, items = self._tables[0].found(grams)
         counts = np.bincount(items, minlength=len(self.names))
         share = counts / np.maximum(1, self._sizes)
-        best = int(share.argmax()) if len(share) else 0
-        if not len(items) or share[best] < COVERAGE:
-            return None
-        rule = f"{share[best]:.0%} of its runs of {SHORT} words"
-        return self._hit(best, rule, tokens, int(first[places[items == best]].min()), SHORT)
+        enough = np.flatnonzero(share >= COVERAGE) if len(items) else items
+        found: dict[int, Hit] = {}
+        for item in enough[np.argsort(-share[enough], kind="stable")].tolist():
+            rule = f"{share[item]:.0%} of its runs of {SHORT} words"
+            place = int(first[places[items == item]].min())
+            found[item] = self._hit(item, rule, tokens, place, SHORT)
+        return found
 
     def _hit(self, item: int, rule: str, tokens: list[str], place: int, size: int) -> Hit:
         return Hit(self.names[item], rule, " ".join(tokens[place : place + size]))

@@ -66,6 +66,25 @@ def test_a_run_that_two_items_share_counts_for_both() -> None:
     assert (hit.item, hit.rule) == ("half", "67% of its runs of 8 words")
 
 
+def test_every_item_of_a_text_is_a_hit_and_each_counts_once() -> None:
+    whole = " ".join(f"word{n}" for n in range(20))
+    other = " ".join(f"thing{n}" for n in range(14))
+    half = " ".join(f"part{n}" for n in range(15))
+    index = Index.of(
+        {"whole": whole, "other": other, "half": half, "short": "one two three four five"}
+    )
+    # Of the 8 runs of 8 words of `half` the text holds 5: no run of 13, but more than half.
+    start_of_half = " ".join(half.split()[:12])
+    found = index.hits(f"{other} and {whole} and {start_of_half} and one two three four five")
+    assert [(hit.item, hit.rule) for hit in found] == [
+        ("other", "13 words"),
+        ("whole", "13 words"),
+        ("short", "all its 5 words"),
+        ("half", "62% of its runs of 8 words"),
+    ]
+    assert index.hits("nothing of the kind is in this text at all") == []
+
+
 def test_an_index_is_read_back_and_equal_sets_are_equal_bytes(tmp_path: Path) -> None:
     items = {"a#0": ITEM, "b#0": OTHER, "b#1": "the answer is forty two"}
     data = Index.of(items).to_bytes()
