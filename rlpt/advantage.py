@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 Baseline = Literal["group_mean", "leave_one_out", "none"]
-Scale = Literal["none", "group_std", "batch_std"]
+Scale = Literal["none", "group_std", "batch_std", "group_mean"]
+Mask = Bool[np.ndarray, "P G"]
+"""Rollouts that count. The others are left out of every statistic, and their advantage is 0."""
 
 RESOLUTION = 1e-6
 """Rewards this close agree: two float32 paths to one log-probability differ by as much."""
@@ -47,33 +49,41 @@ class Moments:
         return 0.0 if variance <= 1e-12 * mean_square else variance**0.5
 
 
-def batch_moments(value_PG: Float[np.ndarray, "P G"]) -> Moments:
+def batch_moments(value_PG: Float[np.ndarray, "P G"], kept_PG: Mask | None = None) -> Moments:
     """The moments of this rank's values, to be added over ranks."""
-    value_PG = value_PG.astype(np.float64)
-    return Moments(float(value_PG.size), float(value_PG.sum()), float((value_PG**2).sum()))
+    value_K = value_PG.astype(np.float64)[_all(value_PG) if kept_PG is None else kept_PG]
+    return Moments(float(value_K.size), float(value_K.sum()), float((value_K**2).sum()))
 
 
 def centred(
-    reward_PG: Float[np.ndarray, "P G"], *, baseline: Baseline, resolution: float = RESOLUTION
+    reward_PG: Float[np.ndarray, "P G"],
+    *,
+    baseline: Baseline,
+    resolution: float = RESOLUTION,
+    kept_PG: Mask | None = None,
 ) -> Float[np.ndarray, "P G"]:
     """Rewards minus a baseline of their group.
 
     group_mean: r - mean. leave_one_out: r - mean of the others = G/(G-1) (r - mean), which is
     unbiased (RLOO; RLP, arXiv 2510.01265, Eq. 7). none: r as it is. Both baselines give exactly 0
-    to a group whose rewards lie within ``resolution`` of each other. Raises FloatingPointError
-    naming a prompt whose reward is not finite, ValueError where there are no siblings.
+    to a group whose rewards lie within ``resolution`` of each other, and where one rollout at most
+    is kept. Raises FloatingPointError naming a prompt whose reward is not finite, ValueError where
+    there are no siblings.
     """
     reward_PG = reward_PG.astype(np.float64)
-    _check_finite(reward_PG)
+    kept_PG = _all(reward_PG) if kept_PG is None else kept_PG
+    _check_finite(np.where(kept_PG, reward_PG, 0.0))
     if baseline == "none":
-        return reward_PG
+        return np.where(kept_PG, reward_PG, 0.0)
     group_size = reward_PG.shape[1]
     if group_size < 2:
         raise ValueError(f"{baseline} compares siblings, so it needs G >= 2; got G = {group_size}")
-    centred_PG = reward_PG - reward_PG.mean(axis=1, keepdims=True)
+    mean_P1, count_P1 = _means(reward_PG, kept_PG)
+    centred_PG = reward_PG - mean_P1
     if baseline == "leave_one_out":
-        centred_PG = centred_PG * (group_size / (group_size - 1))
-    return np.where(agreeing(reward_PG, resolution)[:, None], 0.0, centred_PG)
+        centred_PG = centred_PG * (count_P1 / np.maximum(count_P1 - 1, 1))
+    silent_P1 = agreeing(reward_PG, resolution, kept_PG)[:, None]
+    return np.where(kept_PG & ~silent_P1, centred_PG, 0.0)
 
 
 def advantage(
@@ -83,32 +93,70 @@ def advantage(
     scale: Scale,
     moments: Moments | None = None,
     resolution: float = RESOLUTION,
+    kept_PG: Mask | None = None,
 ) -> Float[np.ndarray, "P G"]:
-    """Centred rewards, divided by 1, by the std of their group's or by the std of the batch's.
+    """Centred rewards, divided by 1, by the std of their group's or of the batch's, or by their group's mean reward.
 
     Standard deviations are those of the population of *centred* rewards, without an epsilon: where
-    a group (group_std) or the whole batch (batch_std) agrees, the advantage is exactly 0.
+    a group (group_std) or the whole batch (batch_std) agrees, the advantage is exactly 0. group_mean
+    is MaxRL's (arXiv 2602.02710): rewards must not be negative, and a group without any gets 0.
     ``moments`` are ``batch_moments`` of the centred rewards added over ranks; batch_std needs them.
     """
-    centred_PG = centred(reward_PG, baseline=baseline, resolution=resolution)
+    centred_PG = centred(reward_PG, baseline=baseline, resolution=resolution, kept_PG=kept_PG)
+    kept_PG = _all(reward_PG) if kept_PG is None else kept_PG
     if scale == "none":
         return centred_PG
     if scale == "group_std":
-        divisor_P1 = centred_PG.std(axis=1, keepdims=True)
-        silent_P1 = agreeing(reward_PG, resolution)[:, None]
-        return np.where(silent_P1, 0.0, centred_PG / np.where(silent_P1, 1.0, divisor_P1))
+        silent_P1 = agreeing(reward_PG, resolution, kept_PG)[:, None]
+        return _divided(centred_PG, np.where(silent_P1, 0.0, group_std(centred_PG, kept_PG)))
+    if scale == "group_mean":
+        return _divided(centred_PG, np.maximum(_means(reward_PG, kept_PG)[0], 0.0))
     if moments is None:
         raise ValueError("batch_std needs the moments of the whole batch's centred rewards")
     return centred_PG / moments.std if moments.std > 0 else np.zeros_like(centred_PG)
 
 
+def group_std(
+    value_PG: Float[np.ndarray, "P G"], kept_PG: Mask | None = None
+) -> Float[np.ndarray, "P 1"]:
+    """Population standard deviation of every group's kept values; 0 where there is none."""
+    kept_PG = _all(value_PG) if kept_PG is None else kept_PG
+    mean_P1, _ = _means(value_PG, kept_PG)
+    return np.sqrt(_means((value_PG - mean_P1) ** 2, kept_PG)[0])
+
+
 def agreeing(
-    reward_PG: Float[np.ndarray, "P G"], resolution: float = RESOLUTION
+    reward_PG: Float[np.ndarray, "P G"],
+    resolution: float = RESOLUTION,
+    kept_PG: Mask | None = None,
 ) -> Bool[np.ndarray, " P"]:
     """Groups whose rewards lie within ``resolution``, or within float64's own, of each other."""
-    spread_P = np.ptp(reward_PG, axis=1)
-    own_P = 4 * np.finfo(np.float64).eps * np.abs(reward_PG).max(axis=1, initial=0.0)
-    return spread_P <= np.maximum(resolution, own_P)
+    kept_PG = _all(reward_PG) if kept_PG is None else kept_PG
+    highest_P = np.where(kept_PG, reward_PG, -np.inf).max(axis=1)
+    spread_P = highest_P - np.where(kept_PG, reward_PG, np.inf).min(axis=1)
+    largest_P = np.where(kept_PG, np.abs(reward_PG), 0.0).max(axis=1, initial=0.0)
+    return spread_P <= np.maximum(resolution, 4 * np.finfo(np.float64).eps * largest_P)
+
+
+def _all(value_PG: np.ndarray) -> Mask:
+    return np.ones(value_PG.shape, dtype=bool)
+
+
+def _means(
+    value_PG: Float[np.ndarray, "P G"], kept_PG: Mask
+) -> tuple[Float[np.ndarray, "P 1"], Float[np.ndarray, "P 1"]]:
+    """Of the kept values of every group, and how many they are."""
+    count_P1 = kept_PG.sum(axis=1, keepdims=True).astype(np.float64)
+    total_P1 = np.where(kept_PG, value_PG, 0.0).sum(axis=1, keepdims=True)
+    return total_P1 / np.maximum(count_P1, 1.0), count_P1
+
+
+def _divided(
+    value_PG: Float[np.ndarray, "P G"], divisor_P1: Float[np.ndarray, "P 1"]
+) -> Float[np.ndarray, "P G"]:
+    """Exactly 0 where the divisor is."""
+    silent_P1 = divisor_P1 == 0
+    return np.where(silent_P1, 0.0, value_PG / np.where(silent_P1, 1.0, divisor_P1))
 
 
 def _check_finite(reward_PG: Float[np.ndarray, "P G"]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlpt import dist
@@ -26,6 +26,8 @@ class Wanted:
     """Held-out tokens after every thought, and after none: for rewards, and for the gold term."""
     text: bool
     """Every token of every trunk, once: for the next-token term."""
+    targets: bool = True
+    """Whether held-out tokens are among them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class RolloutBatch:
     behaviour_logp_R: Float[Tensor, " R"]
     current_R: Bool[Tensor, " R"]
     """Actions that the very weights of this step sampled."""
+    horizons: tuple[int, ...]
+    """Held-out tokens after every rollout."""
     continuations: Rows | None
     no_think: Rows | None
     text: Rows | None
@@ -164,9 +168,12 @@ def rollout_batch(
         tuple(len(kept) for kept in at),
         behaviour,
         torch.from_numpy(current).to(device),
+        tuple(group.prompt.horizon for group in groups for _ in group.rollouts),
         _continuation_rows(packed, groups, markers, device) if held_out else None,
         _no_think_rows(packed, trunks, groups, markers, device) if held_out else None,
-        _text_rows(packed, trunks, markers, device) if wanted.text else None,
+        _text_rows(packed, text_positions(groups, wanted), markers, device)
+        if wanted.text
+        else None,
     )
 
 
@@ -206,15 +213,42 @@ def _no_think_rows(
     return rows(hidden, [p.continuation_ids for p in prompts], markers.ids, device)
 
 
+def text_positions(
+    groups: Sequence[Group], wanted: Wanted
+) -> list[tuple[Trunk, Int[np.ndarray, " S"]]]:
+    """Every trunk of the groups with the positions that the next-token term trains on."""
+    found = []
+    for part in documents(groups):
+        trunk = groups[part[0]].prompt.trunk
+        free = np.ones(len(trunk.ids), dtype=bool)
+        # The first has no context.
+        free[0] = False
+        for prompt in [groups[p].prompt for p in part] if not wanted.targets else ():
+            free[prompt.cut : prompt.cut + prompt.horizon] = False
+        found.append((trunk, np.flatnonzero(free)))
+    return found
+
+
 def _text_rows(
-    packed: Packed, trunks: Sequence[Trunk], markers: Markers, device: torch.device
+    packed: Packed,
+    positions: Sequence[tuple[Trunk, Int[np.ndarray, " S"]]],
+    markers: Markers,
+    device: torch.device,
 ) -> Rows:
-    hidden = [packed.trunk_rows(k, 1, len(trunk.ids)) for k, trunk in enumerate(trunks)]
-    return rows(hidden, [trunk.ids[1:] for trunk in trunks], markers.ids, device)
+    hidden = [
+        packed.trunk_rows(k, 1, len(trunk.ids))[at - 1] for k, (trunk, at) in enumerate(positions)
+    ]
+    return rows(hidden, [trunk.ids[at] for trunk, at in positions], markers.ids, device)
 
 
 def concat_floats(parts: Sequence[np.ndarray], device: torch.device) -> Float[Tensor, " R"]:
     return torch.from_numpy(np.concatenate(parts).astype(np.float32)).to(device)
+
+
+def action_pairs(groups: Sequence[Group]) -> list[tuple[Trunk, Branch]]:
+    """The sampled tokens of every rollout, to be scored as they were sampled."""
+    wanted = Wanted(continuations=False, text=False)
+    return [_branch(group, g, wanted) for group in groups for g in range(len(group.rollouts))]
 
 
 def per_action(

@@ -237,18 +237,19 @@ class RunConfig(Strict):
             )
 
     def _check_reward(self, stage: RLStage) -> None:
-        if stage.reward.kind == "prefix_match" and self.thought.prediction_tokens == 0:
+        reward, predicted = stage.reward, self.thought.prediction_tokens
+        if reward.predicts and not predicted:
             raise ValueError(
-                f"stage {stage.name}: reward prefix_match needs thought.prediction_tokens >= 1"
+                f"stage {stage.name}: reward {reward.kind} looks at a prediction; set thought.prediction_tokens >= 1"
             )
-        if self.thought.prediction_tokens > self.prompts.horizon_tokens:
+        if predicted > self.prompts.horizon_tokens:
             raise ValueError(
-                f"thought.prediction_tokens = {self.thought.prediction_tokens} exceeds prompts.horizon_tokens = "
+                f"thought.prediction_tokens = {predicted} exceeds prompts.horizon_tokens = "
                 f"{self.prompts.horizon_tokens}: there would be no text to match"
             )
-        if stage.reward.kind == "gain" and self.thought.prediction_tokens > 0:
+        if not reward.predicts and predicted:
             raise ValueError(
-                f"stage {stage.name}: reward gain scores the held-out text; set thought.prediction_tokens = 0"
+                f"stage {stage.name}: reward {reward.kind} scores the held-out text; set thought.prediction_tokens = 0"
             )
 
     @property

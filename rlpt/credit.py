@@ -9,11 +9,26 @@ import numpy as np
 from jaxtyping import Float
 
 from rlpt import dist, rng
-from rlpt.advantage import Moments, advantage, batch_moments
+from rlpt.advantage import RESOLUTION, Mask, Moments, advantage, batch_moments, group_std
 from rlpt.objective import token_weights
 from rlpt.reward.control import constant, permuted, random_like
 from rlpt.stages import RLStage
 from rlpt.types import Group
+
+
+@dataclass(frozen=True)
+class Credited:
+    """What the log-probabilities of a micro-batch are multiplied by."""
+
+    advantage_PG: Float[np.ndarray, "P G"]
+    weight_PG: Float[np.ndarray, "P G"]
+    """Of one action."""
+    gold_PG: Float[np.ndarray, "P G"] | None = None
+    """Of one held-out token, where the gold term depends on how likely it was; None: the same for all."""
+
+    def part(self, chosen: Sequence[int]) -> "Credited":
+        gold_PG = None if self.gold_PG is None else self.gold_PG[chosen]
+        return Credited(self.advantage_PG[chosen], self.weight_PG[chosen], gold_PG)
 
 
 @dataclass(frozen=True)
@@ -24,6 +39,8 @@ class Credit:
     world: dist.World
     seed: int
     step: int
+    noise: float = RESOLUTION
+    """Standard deviation that rounding alone gives a reward, for `advantage.min_std = "noise"`."""
 
     def controlled(
         self, reward_PG: Float[np.ndarray, "P G"], groups: Sequence[Group]
@@ -39,37 +56,68 @@ class Credit:
             return permuted(reward_PG, draws)
         return random_like(reward_PG, self._reduced(batch_moments(reward_PG)), draws)
 
-    def advantages(self, reward_PG: Float[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
-        """Advantages of the whole step's rewards."""
-        cfg = self.stage.advantage
-        moments = None
-        if cfg.scale == "batch_std":
-            moments = self._reduced(batch_moments(self.unscaled(reward_PG)))
-        return advantage(reward_PG, baseline=cfg.baseline, scale=cfg.scale, moments=moments)
+    def admitted(self, reward_PG: Float[np.ndarray, "P G"], kept_PG: Mask | None) -> Mask | None:
+        """Of the rollouts that count those whose group spreads enough to teach anything; None: all."""
+        least = self.stage.advantage.min_std
+        if not least or not len(reward_PG):
+            return kept_PG
+        spread_P1 = group_std(reward_PG, kept_PG)
+        apart_PG = np.broadcast_to(
+            spread_P1 > (self.noise if least == "noise" else least), reward_PG.shape
+        )
+        return apart_PG if kept_PG is None else kept_PG & apart_PG
 
-    def unscaled(self, reward_PG: Float[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
+    def advantages(
+        self, reward_PG: Float[np.ndarray, "P G"], kept_PG: Mask | None = None
+    ) -> Float[np.ndarray, "P G"]:
+        """Advantages of the whole step's rewards."""
+        unscaled_PG = self.unscaled(reward_PG, kept_PG)
+        return self._clipped(unscaled_PG * self.factor(unscaled_PG, kept_PG))
+
+    def unscaled(
+        self, reward_PG: Float[np.ndarray, "P G"], kept_PG: Mask | None = None
+    ) -> Float[np.ndarray, "P G"]:
         """Advantages but for a factor that only the whole batch knows."""
         cfg = self.stage.advantage
-        scale = "none" if cfg.scale == "batch_std" else cfg.scale
-        return advantage(reward_PG, baseline=cfg.baseline, scale=scale, moments=None)
+        if cfg.scale == "batch_std":
+            return advantage(reward_PG, baseline=cfg.baseline, scale="none", kept_PG=kept_PG)
+        return self._clipped(
+            advantage(reward_PG, baseline=cfg.baseline, scale=cfg.scale, kept_PG=kept_PG)
+        )
 
-    def factor(self, unscaled_PG: Float[np.ndarray, "P G"]) -> float:
+    def _clipped(self, advantage_PG: Float[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
+        limit = self.stage.advantage.clip
+        return advantage_PG if limit is None else np.clip(advantage_PG, -limit, limit)
+
+    def factor(self, unscaled_PG: Float[np.ndarray, "P G"], kept_PG: Mask | None = None) -> float:
         """What `unscaled` leaves out, for the whole step: 1, or 1 / std of the batch (0 where it agrees)."""
         if self.stage.advantage.scale != "batch_std":
             return 1.0
-        std = self._reduced(batch_moments(unscaled_PG)).std
+        std = self._reduced(batch_moments(unscaled_PG, kept_PG)).std
         return 1.0 / std if std > 0 else 0.0
 
-    def weights(self, groups: Sequence[Group]) -> Float[np.ndarray, "P G"]:
+    def weights(
+        self, groups: Sequence[Group], kept_PG: Mask | None = None
+    ) -> Float[np.ndarray, "P G"]:
         """The weight of one action of every rollout: the inverse of a count over the whole step."""
         counts = [[rollout.num_actions for rollout in group.rollouts] for group in groups]
+        if kept_PG is not None:
+            counts = (np.asarray(counts) * kept_PG).tolist()
+        num_prompts = len(groups) if kept_PG is None else int(kept_PG.any(axis=1).sum())
         actions, prompts = dist.total(
-            [float(sum(map(sum, counts))), float(len(groups))], self.world
+            [float(sum(map(sum, counts))), float(num_prompts)], self.world
         )
+        cfg = self.stage.objective
         weights = token_weights(
-            counts, self.stage.objective.aggregate, total_actions=actions, num_prompts=prompts
+            counts,
+            cfg.aggregate,
+            total_actions=actions,
+            num_prompts=prompts,
+            constant_tokens=cfg.constant_tokens,
+            sizes=None if kept_PG is None else kept_PG.sum(axis=1).tolist(),
         )
-        return np.asarray(weights, dtype=np.float64)
+        weight_PG = np.asarray(weights, dtype=np.float64)
+        return weight_PG if kept_PG is None else np.where(kept_PG, weight_PG, 0.0)
 
     def _reduced(self, moments: Moments) -> Moments:
         return Moments(

@@ -244,14 +244,9 @@ def scoring_work(shape: Documents, stage: RLStage, layout: Layout) -> Work:
 
 
 def _scoring_passes(stage: RLStage, read: bool) -> tuple[int, int]:
-    """How often a reward scores all thoughts, and how often all trunks. The policy's own gain is always measured."""
-    reward = stage.reward
-    if reward.kind != "gain":
-        return 0, 0
-    # Without a clip a centred advantage cancels the baseline, which is then not computed.
-    cancels = stage.cancels_baselines and reward.clip is None
-    other_baseline = reward.baseline in ("ema", "frozen") and not cancels
-    return (not read) + (reward.scorer != "policy"), (not read) + other_baseline
+    """How often all thoughts are scored without gradient, and how often all trunks."""
+    thoughts, trunks = stage.reward.passes(read, stage.cancels_baselines)
+    return thoughts + bool(stage.kl.weight) + (stage.objective.mask == "m2"), trunks
 
 
 def _thoughts_work(shape: Documents, layout: Layout, count: int) -> Work:

@@ -136,6 +136,6 @@ def cache_bytes(shape: Documents, config: Any, layout: Layout) -> int:
 def state_bytes(cfg: RunConfig, parameters: int, ranks: int = 1) -> int:
     """Of one rank: its shard of the training state and of the copies that rewards need; the engine's whole model."""
     stages = [stage for stage in cfg.stage if isinstance(stage, RLStage)]
-    copies = max((len(stage.reward.replicas) for stage in stages), default=0)
+    copies = max((len(stage.replicas) for stage in stages), default=0)
     shard = -(-parameters * cfg.policy.replicas // ranks)
     return shard * (STATE_BYTES + COPY_BYTES * copies) + COPY_BYTES * parameters

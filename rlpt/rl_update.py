@@ -5,12 +5,12 @@ Rewards are read off the forward that is trained wherever that gives the same we
 policy loss, on the actions.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,24 +20,25 @@ from rlpt.batch import (
     Wanted,
     documents,
     padded_costs,
-    per_action,
     rollout_batch,
     split_evenly,
-    trunks_of,
+    text_positions,
 )
-from rlpt.credit import Credit
-from rlpt.mismatch import Extremes, measured, raise_to
-from rlpt.objective import next_token_loss, policy_gradient
-from rlpt.policy.logprobs import Ratio
+from rlpt.credit import Credit, Credited
+from rlpt.loss_terms import Terms
+from rlpt.mismatch import Extremes, raise_to
+from rlpt.objective import gold_shares, m2_threshold
 from rlpt.policy.policy import Readout, RowScores
 from rlpt.policy.scoring import split_scores
-from rlpt.reward.rewards import PolicyScores, Reward, Rewarded, joined
+from rlpt.reference import Reference, action_logps, action_scorer, rollouts
+from rlpt.reward.base import PolicyScores, Reward, Rewarded, joined
+from rlpt.reward.gates import kept
 from rlpt.stages import RLStage
 from rlpt.types import Group, Sums
 from rlpt.update import Learner, Stepped, add, apply_gradients, scale_gradients
 
-Advantages = Callable[[Readout, RolloutBatch], Float[np.ndarray, "P G"]]
-"""The advantages of one micro-batch; may ask its forward for the scores that rewards are made of."""
+Crediting = Callable[[Readout, RolloutBatch], Credited]
+"""The credit of one micro-batch; may ask its forward for the scores that rewards are made of."""
 
 
 def rl_step(
@@ -50,7 +51,13 @@ def rl_step(
 ) -> Stepped:
     """groups -> reward -> advantage -> loss -> update. ``groups`` are this rank's share, whole documents."""
     started = time.perf_counter()
-    update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step), step)
+    update = _Update(
+        learner,
+        groups,
+        stage,
+        Credit(stage, learner.world, learner.seed, step, learner.noise),
+        step,
+    )
     parts = update.parts(continuations=True)
     together = _reads_training_forward(stage, whole=len(parts) == 1)
     if together:
@@ -78,12 +85,13 @@ def rl_score(
 ) -> Stepped:
     """What `rl_step` would have learned from: rewards and advantages alone, the weights left as they are."""
     started = time.perf_counter()
-    credit = Credit(stage, learner.world, learner.seed, step)
+    credit = Credit(stage, learner.world, learner.seed, step, learner.noise)
     rewarded = reward(groups)
     controlled_PG = credit.controlled(rewarded.reward_PG, groups)
     sums = rewarded.sums | _moments_of("reward/mean", controlled_PG) | _thought_sums(groups)
     sums |= {"time/score": (time.perf_counter() - started, 1.0)}
-    return Stepped(sums, 0.0, rewarded, credit.advantages(controlled_PG))
+    kept_PG = credit.admitted(controlled_PG, rewarded.kept_PG)
+    return Stepped(sums, 0.0, rewarded, credit.advantages(controlled_PG, kept_PG))
 
 
 def _reads_training_forward(stage: RLStage, whole: bool) -> bool:
@@ -110,19 +118,23 @@ class _Update:
     extremes: Extremes = field(default_factory=dict)
     scoring: float = 0.0
     """Seconds spent on scores and rewards."""
+    m2_threshold: float = math.inf
 
     def __post_init__(self) -> None:
-        self.weight_PG = self.credit.weights(self.groups)
-        trunks = trunks_of(self.groups)
-        text = sum(len(trunk.ids) - 1 for trunk in trunks)
+        wanted = self.wanted(continuations=False)
+        text = sum(len(at) for _, at in text_positions(self.groups, wanted))
         gold = sum(len(group.rollouts) * group.prompt.horizon for group in self.groups)
         self.text_count, self.gold_count = dist.total(
             [float(text), float(gold)], self.learner.world
         )
+        self.reference = Reference(self.learner, self.stage.kl, self.groups)
+        add(self.sums, self.reference.sums)
 
     def wanted(self, continuations: bool) -> Wanted:
         cfg = self.stage.objective
-        return Wanted(continuations or cfg.gold_weight > 0, cfg.next_token_weight > 0)
+        return Wanted(
+            continuations or cfg.gold_weight > 0, cfg.next_token_weight > 0, cfg.next_token_targets
+        )
 
     def parts(self, continuations: bool) -> list[list[int]]:
         """Indices of groups, micro-batch by micro-batch, whole documents each."""
@@ -137,12 +149,57 @@ class _Update:
         """Two passes: rewards of the whole step first."""
         started = time.perf_counter()
         rewarded = reward(self.groups)
-        controlled_PG = self.credit.controlled(rewarded.reward_PG, self.groups)
-        advantage_PG = self.credit.advantages(controlled_PG)
+        credited = self._credited(rewarded, range(len(self.groups)))
+        if self.stage.objective.mask == "m2":
+            self.m2_threshold = self._threshold(credited.advantage_PG)
         self.scoring = time.perf_counter() - started
         for part in self.parts(continuations=False):
-            self._backward(part, False, lambda _readout, _batch, part=part: advantage_PG[part])
-        return rewarded, advantage_PG
+            self._backward(part, False, lambda _readout, _batch, part=part: credited.part(part))
+        return rewarded, credited.advantage_PG
+
+    def _credited(self, rewarded: Rewarded, part: Sequence[int]) -> Credited:
+        """The credit of all groups of the step."""
+        reward_PG = self._controlled(rewarded, part)
+        kept_PG = self.credit.admitted(reward_PG, rewarded.kept_PG)
+        weight_PG = self.credit.weights(self.groups, kept_PG)
+        if self.stage.advantage.min_std and len(reward_PG):
+            kept = len(reward_PG) if kept_PG is None else int(kept_PG.any(axis=1).sum())
+            add(self.sums, {"reward/admitted": (float(kept), float(len(reward_PG)))})
+        advantage_PG = self.credit.advantages(reward_PG, kept_PG)
+        return Credited(advantage_PG, weight_PG, self._gold(rewarded, weight_PG))
+
+    def _controlled(self, rewarded: Rewarded, part: Sequence[int]) -> Float[np.ndarray, "P G"]:
+        groups = [self.groups[p] for p in part]
+        reward_PG = self.credit.controlled(rewarded.reward_PG, groups)
+        return reward_PG - self.reference.penalty(part, reward_PG.shape)
+
+    def _gold(
+        self, rewarded: Rewarded, weight_PG: Float[np.ndarray, "P G"]
+    ) -> Float[np.ndarray, "P G"] | None:
+        cfg = self.stage.objective
+        if cfg.gold == "constant" or not cfg.gold_weight:
+            return None
+        assert rewarded.gold_PG is not None
+        return cfg.gold_weight * weight_PG * gold_shares(rewarded.gold_PG, cfg.gold, weight_PG > 0)
+
+    def _threshold(self, advantage_PG: Float[np.ndarray, "P G"]) -> float:
+        """Of M2PO, over the actions of the whole step. Collective."""
+        learner = self.learner
+        scorer = action_scorer(learner.policy, learner, self.stage.micro_batch_tokens)
+        ratios = [
+            logp - rollout.logp[rollout.action]
+            for logp, rollout in zip(
+                action_logps(scorer, self.groups), rollouts(self.groups), strict=True
+            )
+        ]
+        mine = (
+            np.concatenate([*ratios, np.zeros(0)]),
+            np.repeat(advantage_PG.reshape(-1), [len(ratio) for ratio in ratios]),
+        )
+        whole = [
+            np.concatenate(each) for each in zip(*dist.gathered(mine, learner.world), strict=True)
+        ]
+        return m2_threshold(*whole, limit=self.stage.objective.m2_limit)
 
     def in_one_forward(
         self, reward: Reward, parts: Sequence[Sequence[int]]
@@ -154,22 +211,33 @@ class _Update:
         found: list[Rewarded] = []
         width = len(self.groups[0].rollouts)
         advantage_PG = np.zeros((len(self.groups), width))
+        kept_PG = kept(self.groups, self.stage.gates)
+        weight_PG = self.credit.weights(self.groups, kept_PG)
         for part in parts:
-            groups = [self.groups[p] for p in part]
 
-            def credited(readout: Readout, batch: RolloutBatch, groups=groups, part=part):
+            def credited(readout: Readout, batch: RolloutBatch, part=part) -> Credited:
                 started = time.perf_counter()
+                groups = [self.groups[p] for p in part]
                 found.append(reward(groups, _policy_scores(readout, batch, groups)))
-                controlled_PG = self.credit.controlled(found[-1].reward_PG, groups)
-                whole = self.credit.advantages if len(parts) == 1 else self.credit.unscaled
-                advantage_PG[part] = whole(controlled_PG)
+                if len(parts) == 1:
+                    credit = self._credited(found[-1], part)
+                else:
+                    credit = self._unscaled(found[-1], part, weight_PG[part])
+                advantage_PG[part] = credit.advantage_PG
                 self.scoring += time.perf_counter() - started
-                return advantage_PG[part]
+                return credit
 
             self._backward(part, True, credited)
         if len(parts) > 1:
-            advantage_PG *= self._rescale(self.credit.factor(advantage_PG))
+            advantage_PG *= self._rescale(self.credit.factor(advantage_PG, kept_PG))
         return joined(found, parts), advantage_PG
+
+    def _unscaled(
+        self, rewarded: Rewarded, part: Sequence[int], weight_PG: Float[np.ndarray, "P G"]
+    ) -> Credited:
+        """The credit of one micro-batch, but for the factor that only the whole step knows."""
+        advantage_PG = self.credit.unscaled(self._controlled(rewarded, part), rewarded.kept_PG)
+        return Credited(advantage_PG, weight_PG, self._gold(rewarded, weight_PG))
 
     def _rescale(self, factor: float) -> float:
         scale_gradients(self.learner.policy, factor)
@@ -177,7 +245,7 @@ class _Update:
         self.sums["loss/policy"] = (loss * factor, count)
         return factor
 
-    def _backward(self, part: Sequence[int], continuations: bool, credited: Advantages) -> None:
+    def _backward(self, part: Sequence[int], continuations: bool, crediting: Crediting) -> None:
         """Forward and backward of one micro-batch."""
         groups = [self.groups[p] for p in part]
         learner, wanted = self.learner, self.wanted(continuations)
@@ -190,63 +258,23 @@ class _Update:
             self.version,
             learner.temperature,
         )
+        reference_R = self.reference.rows(part, learner.world.device)
+        terms = Terms(
+            self.stage,
+            learner.world,
+            self.text_count,
+            self.gold_count,
+            self.m2_threshold,
+            reference_R,
+        )
 
         def read(readout: Readout) -> tuple[Tensor]:
-            advantage_PG = credited(readout, batch)
-            return (self._loss(readout, batch, advantage_PG, self.weight_PG[part]),)
+            return (terms.loss(readout, batch, crediting(readout, batch)),)
 
         (loss,) = learner.policy(batch.packed, read)
         learner.backward(loss)
-        add(self.sums, {"tokens/train": (float(batch.packed.num_tokens), 0.0)})
-
-    def _loss(
-        self,
-        readout: Readout,
-        batch: RolloutBatch,
-        advantage_PG: Float[np.ndarray, "P G"],
-        weight_PG: Float[np.ndarray, "P G"],
-    ) -> Float[Tensor, ""]:
-        """Every term of the objective, logged by itself."""
-        cfg, size = self.stage.objective, self.learner.world.size
-        loss = self._policy_loss(readout, batch, advantage_PG, weight_PG)
-        add(self.sums, {"loss/policy": (float(loss.detach()) * size, 0.0)})
-        for name, kind, weight, count in (
-            ("loss/next_token", batch.text, cfg.next_token_weight, self.text_count),
-            ("loss/gold", batch.continuations, cfg.gold_weight, self.gold_count),
-        ):
-            if kind is not None and weight:
-                logp_R = readout.scores(kind).logp_R
-                loss = loss + next_token_loss(logp_R, torch.full_like(logp_R, weight / count))
-                nats = -float(logp_R.detach().sum(dtype=torch.float64))
-                add(self.sums, {name: (nats, float(len(logp_R)))})
-        return loss
-
-    def _policy_loss(
-        self,
-        readout: Readout,
-        batch: RolloutBatch,
-        advantage_PG: Float[np.ndarray, "P G"],
-        weight_PG: Float[np.ndarray, "P G"],
-    ) -> Float[Tensor, ""]:
-        cfg, device = self.stage.objective, self.learner.world.device
-        known = {
-            "behaviour_logp_R": batch.behaviour_logp_R,
-            "advantage_R": per_action(advantage_PG, batch.counts, device),
-            "weight_R": per_action(weight_PG, batch.counts, device),
-        }
-        bounds = {
-            name: getattr(cfg, name) for name in ("clip_low", "clip_high", "tv_delta", "max_ratio")
-        }
-        found = readout.policy_loss(batch.actions, **known, ratio=Ratio(cfg.mask, **bounds))
-        # The fused loss does not keep what the monitor wants.
-        _, stats = policy_gradient(found.logp, **known, mask=cfg.mask, **bounds)
-        count = float(len(found.logp))
-        add(self.sums, {f"mismatch/{name}": (value, count) for name, value in stats.items()})
-        used_R = known["weight_R"] != 0
-        sums, extremes = measured(found.logp, batch.behaviour_logp_R, used_R, batch.current_R)
-        add(self.sums, sums)
-        raise_to(self.extremes, extremes)
-        return found.loss
+        add(self.sums, terms.sums | {"tokens/train": (float(batch.packed.num_tokens), 0.0)})
+        raise_to(self.extremes, terms.extremes)
 
 
 def _policy_scores(readout: Readout, batch: RolloutBatch, groups: Sequence[Group]) -> PolicyScores:

@@ -5,9 +5,6 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
 
 from rlpt import checkpoint, dist
 from rlpt.agreement import Trial
@@ -27,7 +24,6 @@ from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.preflight import check_shares
 from rlpt.prompts import Stream, prompt_stream, window_stream
-from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import packed, unpacked
@@ -37,38 +33,12 @@ from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.supply import SavedSupply, Supply
 from rlpt.types import Markers
 from rlpt.update import Learner, LossScale, Stepped, reduced
+from rlpt.work import Outfit, Work
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 _SUPPLY = "supply_"
 """Files of a checkpoint with the rollouts in hand, one a rank."""
-
-
-@dataclass
-class Work:
-    """The parts of one stage."""
-
-    learner: Learner
-    stream: Stream
-    framer: Framer | None = None
-    reward: Reward | None = None
-    frozen: Policy | None = None
-    supply: Supply | SavedSupply | None = None
-
-    def parts(self) -> dict[str, Any]:
-        """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress."""
-        named = {"policy": self.learner.policy, "ema": self.learner.ema, "frozen": self.frozen}
-        held: dict[str, Any] = {name: part for name, part in named.items() if part is not None}
-        return held | {
-            "optimizer": (self.learner.policy, self.learner.optimizer),
-            "rng": {"torch": torch.get_rng_state()},
-            "loss_scale": {"state": self.learner.scale.state},
-        }
-
-    def close(self) -> None:
-        """Nothing is sampled for a stage that is over."""
-        if self.supply is not None:
-            self.supply.close()
 
 
 @dataclass
@@ -155,9 +125,7 @@ class Session:
 
     def begin(self, stage: Stage) -> Work:
         """Optimiser, replicas, order and reward of a stage; restored where the run was cut off inside it."""
-        ema = (
-            self._copy() if isinstance(stage, RLStage) and "ema" in stage.reward.replicas else None
-        )
+        ema = self._copy() if isinstance(stage, RLStage) and "ema" in stage.replicas else None
         learner = Learner(
             self.policy,
             adamw(self.policy, stage.optimizer),
@@ -211,10 +179,12 @@ class Session:
             stage.name,
             cfg.data.domains,
         )
-        frozen = self._copy() if "frozen" in stage.reward.replicas else None
-        reward = self._reward(stage, learner.ema, frozen)
+        frozen = self._copy() if "frozen" in stage.replicas else None
+        outfit = Outfit(cfg, self.shards, self.plan, self.world, stage, learner, frozen)
+        reward = outfit.reward()
         say(f"stage {stage.name}: {stage.arrangement}", self.world.is_main)
-        return Work(learner, stream, None, reward, frozen, self._supply(stage, stream))
+        supply = self._supply(stage, stream)
+        return Work(outfit.learner_with_reference(), stream, None, reward, frozen, supply)
 
     def _supply(self, stage: RLStage, stream: Stream) -> Supply | SavedSupply:
         cfg = self.cfg
@@ -236,27 +206,6 @@ class Session:
         return Supply(
             *(self.engine, stream, cfg.prompts, cfg.rollout, stage, self.markers, cfg.seed),
             *(stage.group_size * own, self.world),
-        )
-
-    def _reward(self, stage: RLStage, ema: Policy | None, frozen: Policy | None) -> Reward:
-        cfg = stage.reward
-        if cfg.kind == "prefix_match":
-            unused = self.plan.vocabulary.size - len(token_bytes := self.shards.token_bytes())
-            return PrefixMatchReward([*token_bytes, *[b""] * unused], self.markers.closer)
-        policies = {"policy": self.policy, "ema": ema, "frozen": frozen}
-        tokens = stage.micro_batch_tokens
-        scorers = {
-            name: Scorer(p, self.markers.ids, self.world, tokens)
-            for name, p in policies.items()
-            if p is not None
-        }
-        return GainReward(
-            scorers,
-            self.markers,
-            cfg.scorer,
-            cfg.baseline,
-            cfg.clip,
-            stage.cancels_baselines,
         )
 
     def publish(self, step: int) -> None:

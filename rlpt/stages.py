@@ -4,12 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlpt.reward.base import Kit, Reward
+from rlpt.reward.gates import Gate, Gated
+from rlpt.reward.likelihood import LikelihoodReward
+from rlpt.reward.registry import RewardConfig
+from rlpt.terms import AdvantageConfig, Fraction, KLConfig, ObjectiveConfig, Rate
 from rlpt_data.strict import Strict
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(gt=0.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -48,54 +51,6 @@ class MixConfig(Strict):
                 f"plain + worked + copied + empty = {total:g}; the shares must add up to 1"
             )
         return self
-
-
-class GainReward(Strict):
-    """(log p_scorer(y | x, opener, z, closer) - log p_baseline(y | x)) / |y|, nats per continuation token."""
-
-    kind: Literal["gain"] = "gain"
-    scorer: Literal["policy", "ema", "frozen"] = "policy"
-    baseline: Literal["none", "policy", "ema", "frozen"] = "policy"
-    clip: Rate | None = None
-    """Limit of the absolute reward, in nats per token, before any centring."""
-
-    @property
-    def replicas(self) -> frozenset[str]:
-        """The copies of the policy that this reward needs beside the policy itself."""
-        return frozenset({self.scorer, self.baseline}) & {"ema", "frozen"}
-
-
-class PrefixMatchReward(Strict):
-    """1 where the prediction's bytes are a prefix of the continuation's that ends on a gold token boundary, else 0."""
-
-    kind: Literal["prefix_match"]
-
-    @property
-    def replicas(self) -> frozenset[str]:
-        return frozenset()
-
-
-class AdvantageConfig(Strict):
-    baseline: Literal["group_mean", "leave_one_out", "none"] = "leave_one_out"
-    scale: Literal["none", "group_std", "batch_std"] = "none"
-    """What a centred reward is divided by."""
-
-
-class ObjectiveConfig(Strict):
-    """sum_t M_t min(rho_t, max_ratio) A_t log pi(y_t), M the trust-region mask (DPPO, arXiv 2602.04879, Eq. 23)."""
-
-    mask: Literal["none", "clip", "tv"] = "tv"
-    """none: CISPO; clip: PPO/GRPO; tv: DPPO's binary total variation."""
-    clip_low: Fraction = 0.2
-    clip_high: Rate = 0.28
-    tv_delta: Rate = 0.2
-    max_ratio: Rate | None = 5.0
-    """Cap of the detached importance ratio; absent means none."""
-    aggregate: Literal["token", "prompt", "sequence"] = "prompt"
-    next_token_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of the next-token loss on the trunks, with a denominator of its own."""
-    gold_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    """Weight of -log p(y | x, opener, z, closer), the mean over the continuation tokens of all rollouts."""
 
 
 class UpdateConfig(Strict):
@@ -196,35 +151,65 @@ class NextTokenStage(StageBase):
 class RLStage(StageBase):
     kind: Literal["rl"]
     group_size: Positive = 8
-    reward: Annotated[GainReward | PrefixMatchReward, Field(discriminator="kind")] = GainReward()
+    reward: RewardConfig = LikelihoodReward()
+    gates: tuple[Gate, ...] = ()
+    """What a rollout's form does to its reward, in order."""
     reward_control: Literal["none", "permuted", "random", "constant"] = "none"
     """Training controls: permute rewards within the group, replace them by noise of the same std, or by a constant."""
     advantage: AdvantageConfig = AdvantageConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    kl: KLConfig = KLConfig()
+    reference_every: Count = 0
+    """Steps after which the frozen copy is renewed from the policy; 0: never. 1: the policy before its last update."""
     update: UpdateConfig = UpdateConfig()
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
 
     @property
+    def replicas(self) -> frozenset[str]:
+        """The copies of the policy that the stage needs beside the policy itself."""
+        return self.reward.replicas | ({self.kl.reference} & {"frozen", "ema"})
+
+    @property
     def cancels_baselines(self) -> bool:
         """Whether a number per prompt drops out of the advantages. Not under a control that copies the rewards' std."""
-        return self.advantage.baseline != "none" and self.reward_control != "random"
+        return (
+            self.advantage.baseline != "none"
+            and self.advantage.scale != "group_mean"
+            and self.reward_control != "random"
+            and all(gate.kind == "mask_truncated" for gate in self.gates)
+        )
+
+    def built(self, kit: Kit) -> Reward:
+        """The reward behind its gates."""
+        reward = self.reward.build(kit)
+        return Gated(reward, self.gates) if self.gates else reward
 
     def why_separate(self, whole: bool) -> str | None:
         """Why rewards cannot be read off the forward that is trained; None where they can (MEASURING, section 7).
 
         ``whole``: every rank's share of a step is one micro-batch; then all rewards are known before any loss.
         """
-        if self.reward.kind != "gain":
-            return f"reward {self.reward.kind} scores no held-out text"
+        if (reason := self.reward.why_separate(self.cancels_baselines)) is not None:
+            return reason
+        if self.objective.mask == "m2":
+            return "objective.mask = 'm2' needs the ratios of the whole step"
         if whole:
             return None
         if self.reward_control == "random":
             return "reward_control = 'random' needs the std of the whole batch's rewards"
-        if self.advantage.scale == "batch_std" and (
-            self.objective.next_token_weight or self.objective.gold_weight
-        ):
-            return "the factor of advantage.scale = 'batch_std' would scale the next-token and gold terms too"
+        if self.advantage.min_std:
+            return "advantage.min_std leaves out groups, and denominators count the others"
+        if self.advantage.scale == "batch_std":
+            return self._unscaled_terms()
+        return None
+
+    def _unscaled_terms(self) -> str | None:
+        """What a factor on the accumulated gradient would scale, too."""
+        if self.objective.next_token_weight or self.objective.gold_weight or self.kl.weight:
+            return "the factor of advantage.scale = 'batch_std' would scale the next-token, gold and KL terms too"
+        if self.advantage.clip is not None:
+            return "advantage.clip comes after the factor of advantage.scale = 'batch_std'"
         return None
 
     @property
@@ -235,7 +220,7 @@ class RLStage(StageBase):
         always, split = self.why_separate(whole=True), self.why_separate(whole=False)
         if always is not None:
             return f"{always}, so there is no forward to share"
-        other = {"ema", "frozen"} & self.reward.replicas
+        other = self.reward.replicas
         if split is None and not other:
             return "rewards are read off the forward that is trained"
         if split is None:
@@ -251,20 +236,39 @@ class RLStage(StageBase):
         reason = self.why_separate(whole=True)
         if self.update.score_with == "training_forward" and reason is not None:
             raise ValueError(f"update.score_with = 'training_forward': {reason}; use 'auto'")
-        if self.objective.gold_weight and self.reward.kind != "gain":
+        if self.objective.gold_weight and self.reward.kind != "likelihood":
             raise ValueError(
-                f"objective.gold_weight = {self.objective.gold_weight}: reward {self.reward.kind} has a prediction "
-                "where the gold text would be; set it to 0"
+                f"objective.gold_weight = {self.objective.gold_weight}: reward {self.reward.kind} does not score the "
+                "held-out text after the thought; set it to 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _groups_have_siblings(self) -> "RLStage":
-        if self.group_size < 2 and self.advantage.baseline != "none":
+    def _advantages_are_defined(self) -> "RLStage":
+        needs_siblings = self.advantage.baseline != "none" or self.advantage.scale != "none"
+        share = getattr(self.reward, "aggregate", "") == "log_mean_exp"
+        if self.group_size < 2 and (needs_siblings or share):
             raise ValueError(
                 f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2"
             )
+        if share and self.advantage.baseline != "none":
+            raise ValueError(
+                "reward.aggregate = 'log_mean_exp' is centred by itself: set advantage.baseline = 'none'"
+            )
+        if self.advantage.scale == "group_mean" and (self.reward.signed or self._lowered_by_gates):
+            raise ValueError(
+                "advantage.scale = 'group_mean' divides by the mean reward, which must not be negative: choose a "
+                "reward without a sign (match, or a probability without a baseline) and gates that keep it so"
+            )
         return self
+
+    @property
+    def _lowered_by_gates(self) -> bool:
+        """Whether a gate may make a reward negative."""
+        return any(
+            gate.kind == "soft_overlong" or (gate.kind == "format" and gate.value < 0)
+            for gate in self.gates
+        )
 
 
 Stage = Annotated[NextTokenStage | RLStage, Field(discriminator="kind")]

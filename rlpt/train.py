@@ -16,9 +16,10 @@ from rlpt.policy.load import blueprint
 from rlpt.preflight import check
 from rlpt.rl_update import rl_score, rl_step
 from rlpt.runlog import check_folder, open_log
-from rlpt.session import Session, Work
+from rlpt.session import Session
 from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.update import Stepped, next_token_step
+from rlpt.work import Work
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
@@ -120,6 +121,7 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
         work.learner, batch.groups, work.reward, stage, progress.step, progress.stage_step
     )
     work.supply.trained(batch)
+    work.renew_reference(stage, progress.stage_step + 1)
     stepped.sums.update(batch.sums, **{"time/generate": (generated, 1.0)})
     record_rollouts(session, batch, stepped, progress)
     return stepped

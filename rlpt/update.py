@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch.distributed.tensor import DTensor
 
 from rlpt import dist
+from rlpt.advantage import RESOLUTION
 from rlpt.batch import framed_batch, split_padded
 from rlpt.frames import Framed
 from rlpt.mismatch import PREFIX, Extremes, finished
@@ -22,7 +23,8 @@ from rlpt.objective import next_token_loss
 from rlpt.optim import learning_rate, set_learning_rate
 from rlpt.policy.load import local
 from rlpt.policy.policy import Policy, scores_of
-from rlpt.reward.rewards import Rewarded
+from rlpt.policy.scoring import Scorer
+from rlpt.reward.base import Rewarded
 from rlpt.stages import NextTokenStage, OptimizerConfig
 from rlpt.types import Markers, Sums
 from rlpt_data.strict import UserError
@@ -72,6 +74,10 @@ class Learner:
     temperature: float = 1.0
     """At which thoughts are sampled."""
     scale: LossScale = field(default_factory=lambda: LossScale("float32"))
+    reference: Scorer | None = None
+    """Scores what was sampled under the reference policy, at the temperature it was sampled at."""
+    noise: float = RESOLUTION
+    """Standard deviation that rounding gives a mean log-probability of the continuation."""
 
     def backward(self, loss: Float[torch.Tensor, ""]) -> None:
         """FSDP averages over ranks; the factor undoes the mean."""

@@ -24,7 +24,8 @@ from rlpt.optim import adamw
 from rlpt.policy.load import Blueprint, load
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.reward.rewards import GainReward
+from rlpt.reward.base import Kit
+from rlpt.reward.likelihood import LikelihoodReward
 from rlpt.rl_update import rl_step
 from rlpt.rollout.engine import generate
 from rlpt.rollout.sync import publish
@@ -76,9 +77,8 @@ class RlptArm:
         self.learner = Learner(self.policy, optimizer, None, given.markers, world, SEED)
         batch = self.stage.micro_batch_tokens
         scorer = Scorer(self.policy, given.markers.ids, world, batch)
-        self.reward = GainReward(
-            {"policy": scorer}, given.markers, "policy", "policy", None, centred=True
-        )
+        kit = Kit({"policy": scorer}, given.markers, centred=True)
+        self.reward = LikelihoodReward().build(kit)
 
     def step(self) -> Step:
         """publish -> generate -> reward, loss, update."""

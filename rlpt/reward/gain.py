@@ -8,13 +8,11 @@ def gain(
     thought_total_PG: Float[np.ndarray, "P G"],
     baseline_total_P: Float[np.ndarray, " P"] | None,
     num_tokens_P: Real[np.ndarray, " P"],
-    clip: float | None = None,
 ) -> Float[np.ndarray, "P G"]:
     """[log p(y | x, opener, z, closer) - log p(y | x)] / |y| in nats per continuation token.
 
-    Without a baseline the first term alone. ``clip`` limits the absolute value, before any
-    centring. It is called gain only where one model gives both terms; as a reward, the baseline may
-    be another's. Raises FloatingPointError naming a prompt whose total is not finite.
+    Without a baseline the first term alone. It is called gain only where one model gives both terms.
+    Raises FloatingPointError naming a prompt whose total is not finite.
     """
     if (num_tokens_P <= 0).any():
         prompt = int(np.argmax(num_tokens_P <= 0))
@@ -22,10 +20,8 @@ def gain(
     reward_PG = thought_total_PG.astype(np.float64)
     if baseline_total_P is not None:
         reward_PG = reward_PG - baseline_total_P.astype(np.float64)[:, None]
-    # Before the clip, which would turn an impossible continuation into an ordinary reward.
     _check_finite(reward_PG)
-    reward_PG = reward_PG / num_tokens_P[:, None]
-    return reward_PG if clip is None else np.clip(reward_PG, -clip, clip)
+    return reward_PG / num_tokens_P[:, None]
 
 
 def _check_finite(total_PG: Float[np.ndarray, "P G"]) -> None:

@@ -1,6 +1,7 @@
 """The objective, its mask and its denominators against tables, closed forms and float64."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlpt.objective import next_token_loss, policy_gradient, token_weights
+from rlpt.objective import TrustRegion, next_token_loss, policy_gradient, token_weights
 
-SETTINGS = {
-    "mask": "none",
-    "clip_low": 0.2,
-    "clip_high": 0.28,
-    "tv_delta": 0.2,
-    "max_ratio": None,
-}
+SETTINGS = TrustRegion()
 
 
 def rows(*values, dtype=torch.float64):
@@ -27,7 +22,7 @@ def push(logp, behaviour, advantage, weight=1.0, **settings):
     """Minus the gradient with respect to one row's log-probability: how hard it is pushed up."""
     leaf_R = rows(logp).requires_grad_()
     loss, _ = policy_gradient(
-        leaf_R, rows(behaviour), rows(advantage), rows(weight), **{**SETTINGS, **settings}
+        leaf_R, rows(behaviour), rows(advantage), rows(weight), replace(SETTINGS, **settings)
     )
     (gradient_R,) = torch.autograd.grad(loss, leaf_R)
     return -gradient_R.item()
@@ -106,7 +101,7 @@ def test_none_masks_nothing_and_the_ratio_is_capped_from_above_only(advantage):
 def test_the_loss_is_the_printed_formula():
     logp_R, behaviour_R = rows(-0.3, -2.0, -1.0), rows(-0.5, -1.8, -1.0)
     advantage_R, weight_R = rows(1.0, -2.0, 0.5), rows(0.25, 0.5, 0.125)
-    loss, _ = policy_gradient(logp_R, behaviour_R, advantage_R, weight_R, **SETTINGS)
+    loss, _ = policy_gradient(logp_R, behaviour_R, advantage_R, weight_R, SETTINGS)
     by_hand = (
         0.25 * math.exp(0.2) * 1.0 * -0.3
         + 0.5 * math.exp(-0.2) * -2.0 * -2.0
@@ -128,7 +123,7 @@ def test_expected_gradient_is_that_of_the_expected_reward(seed):
         torch.log_softmax(rows(*rng.normal(size=7)), 0),
     )
     loss, _ = policy_gradient(
-        torch.log_softmax(theta_V, 0), behaviour_V, reward_V - 0.37, behaviour_V.exp(), **SETTINGS
+        torch.log_softmax(theta_V, 0), behaviour_V, reward_V - 0.37, behaviour_V.exp(), SETTINGS
     )
     (found_V,) = torch.autograd.grad(loss, theta_V)
     (wanted_V,) = torch.autograd.grad((torch.softmax(theta_V, 0) * reward_V).sum(), theta_V)
@@ -141,8 +136,8 @@ def test_the_gradient_agrees_with_finite_differences_of_its_frozen_form():
     logp_R, behaviour_R, advantage_R, weight_R = torch.randn(4, 40, generator=generator).double()
     logp_R, behaviour_R = -logp_R.abs() - 0.1, -behaviour_R.abs() - 0.1
     leaf_R = logp_R.clone().requires_grad_()
-    settings = {**SETTINGS, "mask": "tv", "max_ratio": 2.0}
-    loss, _ = policy_gradient(leaf_R, behaviour_R, advantage_R, weight_R.abs(), **settings)
+    settings = replace(SETTINGS, mask="tv", max_ratio=2.0)
+    loss, _ = policy_gradient(leaf_R, behaviour_R, advantage_R, weight_R.abs(), settings)
     (gradient_R,) = torch.autograd.grad(loss, leaf_R)
     ratio_R = (logp_R - behaviour_R).exp()
     away_R = ((advantage_R > 0) & (ratio_R > 1)) | ((advantage_R < 0) & (ratio_R < 1))
@@ -160,7 +155,7 @@ def test_masked_padding_and_zero_advantage_rows_are_exactly_silent(mask):
     behaviour_R = rows(-1.0, -1.0, -1.0, -3000.0, -math.inf)
     loss, _ = policy_gradient(
         logp_R, behaviour_R, rows(1.0, 3.0, -1.0, 0.0, math.nan), rows(1.0, 0.0, 0.0, 1.0, 0.0),
-        **{**SETTINGS, "mask": mask},
+        replace(SETTINGS, mask=mask),
     )  # fmt: skip
     (gradient_R,) = torch.autograd.grad(loss, logp_R)
     assert gradient_R.tolist() == [-1.0, 0.0, 0.0, 0.0, 0.0]
@@ -169,7 +164,7 @@ def test_masked_padding_and_zero_advantage_rows_are_exactly_silent(mask):
 
 def test_a_sampled_token_that_the_trainer_calls_impossible_is_not_hidden():
     logp_R = rows(-math.inf).requires_grad_()
-    loss, _ = policy_gradient(logp_R, rows(-1.0), rows(1.0), rows(1.0), **SETTINGS)
+    loss, _ = policy_gradient(logp_R, rows(-1.0), rows(1.0), rows(1.0), SETTINGS)
     assert math.isnan(loss.item())
 
 
@@ -196,7 +191,7 @@ def test_splitting_the_step_does_not_change_the_gradient(data, counts, aggregate
         ]
         return policy_gradient(
             logp_R, logp_R.detach() - 0.1, torch.cos(logp_R.detach() * 50),
-            torch.tensor(weight_R, dtype=torch.float64), **SETTINGS,
+            torch.tensor(weight_R, dtype=torch.float64), SETTINGS,
         )  # fmt: skip
 
     total = sum(map(sum, counts))
@@ -257,7 +252,7 @@ def test_masked_and_capped_rows_are_counted():
     behaviour_R = rows(math.log(0.25), math.log(0.4), math.log(0.3), -7.0)
     _, stats = policy_gradient(
         logp_R, behaviour_R, rows(1.0, -1.0, 1.0, 1.0), rows(1.0, 1.0, 1.0, 0.0),
-        **{**SETTINGS, "mask": "clip", "max_ratio": 1.5},
+        replace(SETTINGS, mask="clip", max_ratio=1.5),
     )  # fmt: skip
     assert stats == {"masked": 2.0, "capped": 1.0}
 
@@ -268,7 +263,7 @@ def test_on_policy_nothing_is_masked():
     for mask in ("none", "clip", "tv"):
         loss, stats = policy_gradient(
             logp_R, logp_R, advantage_R, torch.ones(50),
-            **{**SETTINGS, "mask": mask, "max_ratio": 5.0},
+            replace(SETTINGS, mask=mask, max_ratio=5.0),
         )  # fmt: skip
         assert stats == {"masked": 0.0, "capped": 0.0}
         assert loss.item() == pytest.approx(-(advantage_R * logp_R).sum().item(), rel=1e-5)
@@ -285,7 +280,7 @@ def test_next_token_loss_is_the_weighted_negative_log_likelihood():
 def test_no_rows_give_a_loss_of_zero_that_can_be_differentiated():
     """A rank whose prompts have no action still takes part in the backward pass."""
     empty_R = torch.zeros(0, requires_grad=True)
-    loss, stats = policy_gradient(empty_R, empty_R, empty_R, empty_R, **SETTINGS)
+    loss, stats = policy_gradient(empty_R, empty_R, empty_R, empty_R, SETTINGS)
     (loss + next_token_loss(empty_R, empty_R)).backward()
     assert loss.item() == 0.0
     assert set(stats.values()) == {0.0}

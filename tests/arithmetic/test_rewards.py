@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlpt.advantage import Moments, advantage, batch_moments
-from rlpt.objective import policy_gradient
+from rlpt.objective import TrustRegion, policy_gradient
 from rlpt.reward.control import constant, permuted, random_like
 from rlpt.reward.gain import gain
-from rlpt.reward.prefix_match import prefix_match
+from rlpt.reward.match import prefix_match
+from rlpt.reward.shapes import Clip, Lengths
 
 
 def test_gain_by_hand():
@@ -23,7 +24,8 @@ def test_gain_by_hand():
 
 def test_gain_is_clipped_per_token_on_both_sides_and_before_centring():
     thought_PG = np.array([[-2.0, -30.0, -9.0]])
-    found_PG = gain(thought_PG, np.array([-10.0]), np.array([2]), clip=1.5)
+    shape, lengths = Clip(kind="clip", limit=1.5), Lengths(np.array([2.0]), np.array([9.0]))
+    found_PG = shape(gain(thought_PG, np.array([-10.0]), np.array([2])), lengths)
     assert found_PG.tolist() == [[1.5, -1.5, 0.5]]
 
 
@@ -39,7 +41,7 @@ def test_gain_of_float32_scores_is_float64():
 def test_an_impossible_continuation_is_a_fault_not_a_clipped_reward(bad):
     thought_PG = np.array([[-1.0, -1.0], [-1.0, bad]])
     with pytest.raises(FloatingPointError, match="prompt 1, rollout 1 is"):
-        gain(thought_PG, np.array([-1.0, -1.0]), np.array([1, 1]), clip=2.0)
+        gain(thought_PG, np.array([-1.0, -1.0]), np.array([1, 1]))
     with pytest.raises(FloatingPointError, match="prompt 1, rollout 0 is"):
         gain(np.full((2, 2), -1.0), np.array([-1.0, bad]), np.array([1, 1]))
 
@@ -143,8 +145,7 @@ def test_constant_reward_gives_a_gradient_of_exactly_zero(baseline, scale):
     logp_R = torch.linspace(-3, -0.1, 21).requires_grad_()
     loss, _ = policy_gradient(
         logp_R, torch.full((21,), -1.0), torch.from_numpy(advantage_PG).float().flatten(),
-        torch.full((21,), 1 / 21), mask="tv", clip_low=0.2, clip_high=0.2, tv_delta=0.2,
-        max_ratio=None,
+        torch.full((21,), 1 / 21), TrustRegion("tv"),
     )  # fmt: skip
     (gradient_R,) = torch.autograd.grad(loss, logp_R)
     assert not gradient_R.any()

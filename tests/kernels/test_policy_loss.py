@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlpt.objective import policy_gradient
+from rlpt.objective import TrustRegion, policy_gradient
 from rlpt_kernels import chunked, linear_policy_loss
 from rlpt_kernels.objective import Ratio
 from rlpt_kernels.policy_loss import check_ratio
@@ -130,11 +130,7 @@ def test_it_is_the_objective_of_the_trainer(impl, problem):
         old_N,
         advantage_N,
         mask_N,
-        mask="tv",
-        clip_low=0.2,
-        clip_high=0.28,
-        tv_delta=0.001,
-        max_ratio=2.0,
+        TrustRegion("tv", tv_delta=0.001, max_ratio=2.0),
     )
     assert found.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     used_N = mask_N != 0

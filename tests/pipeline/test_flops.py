@@ -33,11 +33,14 @@ from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompts_of
 from rlpt.reward import rewards
+from rlpt.reward.base import Kit
+from rlpt.reward.likelihood import LikelihoodReward
+from rlpt.reward.shapes import Clip
 from rlpt.rl_update import rl_step
 from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
 from rlpt.rollout.transformers_engine import TransformersEngine
-from rlpt.stages import GainReward, NextTokenStage, RLStage, Stage
+from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.types import Group, Markers, Rollout, Trunk
 from rlpt.update import Learner, next_token_step
 from rlpt_data.shards import ShardFolder
@@ -172,7 +175,7 @@ class Taken:
         (stage,) = self.cfg.stage
         assert isinstance(stage, RLStage)
         found, reward = groups(self.cfg, self.markers), stage.reward
-        if reward.kind != "gain":
+        if reward.kind != "likelihood":
             return self._step(found, stage, match_at_random)
         policies = {name: self.made(self.cfg.policy) for name in reward.replicas}
         scorers = {
@@ -180,8 +183,7 @@ class Taken:
             for name, policy in (policies | {"policy": self.policy}).items()
         }
         centred = stage.advantage.baseline != "none"
-        settings = (reward.scorer, reward.baseline, reward.clip, centred)
-        self._step(found, stage, rewards.GainReward(scorers, self.markers, *settings))
+        self._step(found, stage, reward.build(Kit(scorers, self.markers, centred)))
 
     def _step(self, found: list[Group], stage: RLStage, reward: Any) -> None:
         rl_step(self.learner, found, reward, stage, 0, 0)
@@ -261,7 +263,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"prompts": prompt_config(horizon=20)},
     ),
     "predictions": (
-        {"reward": {"kind": "prefix_match"}},
+        {"reward": {"kind": "match"}},
         {"thought": ThoughtConfig(budget_tokens=7, prediction_tokens=3)},
     ),
     "checkpoints": ({}, {"policy": PolicyConfig(fresh=FRESH, gradient_checkpointing=True)}),
@@ -280,20 +282,25 @@ def test_a_step_does_the_flops_and_tokens_that_are_counted(
     assert (cost.scored_tokens, cost.trained_tokens) == (taken.scored, taken.trained)
 
 
+CLIPPED = LikelihoodReward(
+    scorer="frozen", baseline="frozen", shapes=(Clip(kind="clip", limit=2.0),)
+)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("reward", "centring", "score_with", "tokens"),
     [
-        (GainReward(scorer="ema", baseline="frozen"), "leave_one_out", "auto", 9999),
-        (GainReward(scorer="ema", baseline="frozen"), "none", "auto", 130),
-        (GainReward(scorer="frozen", baseline="none"), "leave_one_out", "separate_pass", 70),
-        (GainReward(scorer="policy", baseline="ema"), "none", "auto", 9999),
-        (GainReward(scorer="policy", baseline="ema"), "leave_one_out", "separate_pass", 9999),
-        (GainReward(scorer="frozen", baseline="frozen", clip=2.0), "leave_one_out", "auto", 130),
+        (LikelihoodReward(scorer="ema", baseline="frozen"), "leave_one_out", "auto", 9999),
+        (LikelihoodReward(scorer="ema", baseline="frozen"), "none", "auto", 130),
+        (LikelihoodReward(scorer="frozen", baseline="none"), "leave_one_out", "separate_pass", 70),
+        (LikelihoodReward(scorer="policy", baseline="ema"), "none", "auto", 9999),
+        (LikelihoodReward(scorer="policy", baseline="ema"), "leave_one_out", "separate_pass", 9999),
+        (CLIPPED, "leave_one_out", "auto", 130),
     ],
 )
 def test_other_scorers_and_baselines_cost_their_own_passes_unless_they_cancel(
-    reward: GainReward, centring: str, score_with: str, tokens: int, layout: Layout,
+    reward: LikelihoodReward, centring: str, score_with: str, tokens: int, layout: Layout,
     shards: ShardFolder, world: dist.World,
 ) -> None:  # fmt: skip
     update, advantage = {"score_with": score_with}, {"baseline": centring}
@@ -311,7 +318,7 @@ def test_the_engine_does_the_flops_that_are_counted(
 ) -> None:
     thought = ThoughtConfig(budget_tokens=7, prediction_tokens=prediction)
     cfg = run(
-        rl(reward={"kind": "prefix_match" if prediction else "gain"}),
+        rl(reward={"kind": "match" if prediction else "likelihood"}),
         prompts=prompt_config(cuts), thought=thought, engine=EngineConfig(prompts_per_batch=batch),
     )  # fmt: skip
     taken = Taken(cfg, layout, shards, world)

@@ -40,7 +40,7 @@ def rl_metrics(run_dir: Path) -> list[dict]:
 
 
 def test_prefix_match_pays_byte_exact_predictions(toml: Path, shards_dir: Path) -> None:
-    reward = "stage.1.reward={kind='prefix_match'}"
+    reward = "stage.1.reward={kind='match'}"
     words = ["stage.0.steps=40", "stage.0.optimizer.lr=1e-2", "stage.1.group_size=12"]
     run_dir = trained(
         toml, reward, "thought.prediction_tokens=2", "prompts.horizon_tokens=3", *words
@@ -62,7 +62,8 @@ def test_prefix_match_pays_byte_exact_predictions(toml: Path, shards_dir: Path) 
 
 
 def test_a_clipped_reward_against_a_frozen_policy_stays_inside_the_clip(toml: Path) -> None:
-    reward = "stage.1.reward={kind='gain', scorer='frozen', baseline='frozen', clip=0.001}"
+    shapes = "shapes=[{kind='clip', limit=0.001}]"
+    reward = f"stage.1.reward={{kind='likelihood', scorer='frozen', baseline='frozen', {shapes}}}"
     run_dir = trained(toml, reward, "stage.1.optimizer.lr=0.05")
     rewards = np.array([r["reward"] for g in groups_of(run_dir) for r in g["rollouts"]])
     assert np.abs(rewards).max() == 0.001

@@ -13,7 +13,8 @@ from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import dealt_trunks, prompt_stream, prompts_of
-from rlpt.reward.rewards import GainReward
+from rlpt.reward.base import Kit
+from rlpt.reward.likelihood import LikelihoodReward
 from rlpt.rl_update import rl_step
 from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
@@ -73,7 +74,7 @@ class Run:
         first = stage(how, tokens_of(0), **changes)
         learner = Learner(policy, adamw(policy, first.optimizer), None, markers, self.world, seed=0)
         scorer = Scorer(policy, markers.ids, self.world, 500)
-        reward = GainReward({"policy": scorer}, markers, "policy", "policy", None, True)
+        reward = LikelihoodReward().build(Kit({"policy": scorer}, markers, centred=True))
         stream = prompt_stream(self.shards.split("train"), PROMPTS, 0, "rl")
         losses = []
         for step in range(20):
@@ -191,7 +192,7 @@ def test_an_ema_that_cancels_changes_no_weight(shards: ShardFolder, world: dist.
             "ema": Scorer(ema, markers.ids, world, 500),
         }
         # "centred" tells the reward that its baseline cancels; told otherwise, it computes it all the same.
-        reward = GainReward(scorers, markers, "policy", "ema", None, centred)
+        reward = LikelihoodReward(baseline="ema").build(Kit(scorers, markers, centred))
         learner = Learner(
             policy, adamw(policy, stage("auto", 500).optimizer), None, markers, world, seed=0
         )
@@ -225,8 +226,8 @@ def test_the_body_runs_once_and_the_null_control_is_zero(
 
 
 def test_an_impossible_arrangement_is_refused() -> None:
-    with pytest.raises(ValueError, match="prefix_match scores no held-out text"):
-        stage("training_forward", 100, reward={"kind": "prefix_match"})
+    with pytest.raises(ValueError, match="match scores no held-out text"):
+        stage("training_forward", 100, reward={"kind": "match"})
     with pytest.raises(ValueError, match=r"gold_weight = 0\.1"):
-        stage("auto", 100, reward={"kind": "prefix_match"}, objective={"gold_weight": 0.1})
+        stage("auto", 100, reward={"kind": "match"}, objective={"gold_weight": 0.1})
     assert stage("auto", 100).arrangement == "rewards are read off the forward that is trained"

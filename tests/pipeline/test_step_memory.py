@@ -32,7 +32,8 @@ from rlpt.policy.packing import pack
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompts_of
-from rlpt.reward.rewards import GainReward
+from rlpt.reward.base import Kit
+from rlpt.reward.likelihood import LikelihoodReward
 from rlpt.rl_update import rl_step
 from rlpt.rollout.padded_decoder import PaddedDecoder
 from rlpt.rollout.trunk_decoder import ROOM, TrunkDecoder
@@ -216,7 +217,7 @@ def test_a_batch_of_the_engine_holds_the_caches_of_its_own_prompts() -> None:
 
 
 def test_a_rank_holds_its_shard_of_the_state_and_of_copies_and_an_engine() -> None:
-    reward = {"kind": "gain", "scorer": "ema", "baseline": "frozen"}
+    reward = {"kind": "likelihood", "scorer": "ema", "baseline": "frozen"}
     plain, copied = run(rl()), run(rl(reward=reward))
     assert memory.state_bytes(plain, 1000) == 16_000 + 4_000
     assert memory.state_bytes(copied, 1000, ranks=4) == (16 + 2 * 4) * 250 + 4_000
@@ -271,7 +272,7 @@ def test_the_peak_of_a_step_is_near_what_is_planned(
     plan = load.blueprint(policy_config, shards, 200)
     policy = load.load(policy_config, plan, world, seed=0)
     scorer = Scorer(policy, MARKERS.ids, world, 1)
-    reward = GainReward({"policy": scorer}, MARKERS, "policy", "policy", None, True)
+    reward = LikelihoodReward().build(Kit({"policy": scorer}, MARKERS, centred=True))
     learner = Learner(policy, adamw(policy, stage.optimizer), None, MARKERS, world, seed=0)
     draw = np.random.default_rng(0)
     found = [

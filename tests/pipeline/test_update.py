@@ -16,8 +16,10 @@ from rlpt.policy.load import Blueprint, local, named_full_tensors
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompt_stream, prompts_of, trunk
-from rlpt.reward.rewards import GainReward as Gain
-from rlpt.reward.rewards import Rewarded
+from rlpt.reward.base import Kit
+from rlpt.reward.likelihood import LikelihoodReward
+from rlpt.reward.base import Rewarded
+from rlpt.reward.shapes import Clip
 from rlpt.rl_update import _Update, rl_step
 from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
@@ -171,9 +173,9 @@ def test_a_baseline_of_the_prompt_cancels_in_centred_advantages(
             return [replace(s, logp=s.logp - 0.1 * i) for i, s in enumerate(own.trunks(spans))]
 
     def advantages(name: str, clip: float | None) -> np.ndarray:
-        reward = Gain(
-            {"policy": own, "ema": Shifted()}, markers, "policy", name, clip, centred=clip is None
-        )
+        shapes = () if clip is None else (Clip(kind="clip", limit=clip),)
+        kit = Kit({"policy": own, "ema": Shifted()}, markers, centred=clip is None)
+        reward = LikelihoodReward(baseline=name, shapes=shapes).build(kit)
         return advantage(
             reward(groups).reward_PG, baseline="leave_one_out", scale="none", moments=None
         )
@@ -186,7 +188,9 @@ def test_a_gain_is_the_difference_of_two_scores_per_token(
     learner: Learner, groups: list[Group]
 ) -> None:
     scorer = Scorer(learner.policy, learner.markers.ids, learner.world, 600)
-    rewarded = Gain({"policy": scorer}, learner.markers, "policy", "policy", None, True)(groups)
+    rewarded = LikelihoodReward().build(Kit({"policy": scorer}, learner.markers, centred=True))(
+        groups
+    )
     from rlpt.types import thought_branch
 
     for p, group in enumerate(groups):
@@ -280,7 +284,8 @@ def test_a_reward_asks_the_scorer_and_the_baseline_it_names(
 ) -> None:
     """By hand, per token; the gain is the policy's own whatever the reward is."""
     scorers = {"policy": Constant(-1.0, -3.0), "frozen": Constant(-0.5, -4.0)}
-    found = Gain(scorers, learner.markers, scorer, baseline, None, centred=False)(groups)
+    cfg = LikelihoodReward.model_validate({"scorer": scorer, "baseline": baseline})
+    found = cfg.build(Kit(scorers, learner.markers, centred=False))(groups)
     assert np.allclose(found.reward_PG, reward, atol=1e-6)
     value, count = found.sums["gain/mean"]
     assert value / count == pytest.approx(2.0, abs=1e-6)

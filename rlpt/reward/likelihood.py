@@ -1,0 +1,259 @@
+"""Likelihood rewards: how likely a thought makes the held-out text, under some scorer, above some baseline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field, model_validator
+
+from rlpt.reward import aggregates
+from rlpt.reward.base import Kit, PolicyScores, Rewarded, mean_of, no_think_spans
+from rlpt.reward.gain import gain
+from rlpt.reward.shapes import Lengths, Shape, shaped
+from rlpt.types import Branch, Group, Ids, Scores, concat, thought_branch
+from rlpt_data.strict import Strict
+
+ScorerName = Literal["policy", "ema", "frozen", "foreign"]
+COPIES = frozenset({"ema", "frozen"})
+
+
+class ForeignModel(Strict):
+    """Another model as scorer: a transformers folder with the shards' own tokenizer."""
+
+    path: Path
+    separator: str = "\n\n"
+    """Text that stands for both markers where its tokenizer has none as single ids."""
+
+
+class LikelihoodReward(Strict):
+    """aggregate(log p_scorer(y | x, opener, z, closer)) - aggregate(log p_baseline(y | x)), then the shapes in order.
+
+    With the policy in both places, the mean and no shape it is the gain (MEASURING, section 1).
+    """
+
+    kind: Literal["likelihood"] = "likelihood"
+    scorer: ScorerName = "policy"
+    """Whose probabilities: the policy that is trained, its moving average, the copy that the stage began with (or that
+    `reference_every` renews), or another model."""
+    context: Literal["shown", "hidden"] = "shown"
+    """hidden: the scorer sees the thought alone, not the text before the cut (BOW's bottleneck)."""
+    baseline: Literal["none", "policy", "ema", "frozen", "foreign", "empty"] = "policy"
+    """What is subtracted: log p(y | x) of a model, or (empty) the policy's after an empty thought."""
+    aggregate: Literal[
+        "mean",
+        "sum",
+        "product",
+        "mean_probability",
+        "geometric_mean",
+        "discounted",
+        "hardness_weighted",
+        "log_mean_exp",
+    ] = "mean"
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    """Of `discounted`."""
+    shapes: tuple[Shape, ...] = ()
+    foreign: ForeignModel | None = None
+
+    @property
+    def replicas(self) -> frozenset[str]:
+        """The copies of the policy that this reward needs beside the policy itself."""
+        return frozenset({self.scorer, self.baseline}) & COPIES
+
+    predicts: ClassVar[bool] = False
+    """Whether the policy writes a prediction after the closer."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether rewards may be negative: advantages that divide by their mean refuse them."""
+        if self.shapes:
+            last = self.shapes[-1]
+            unsigned = last.kind == "rank" or (last.kind == "relu" and last.threshold >= 0)
+            return not (unsigned or (last.kind == "buckets" and min(last.values) >= 0))
+        return (
+            self.aggregate
+            not in ("product", "mean_probability", "geometric_mean", "hardness_weighted")
+            or self.baseline != "none"
+        )
+
+    def cancels(self, centred: bool) -> bool:
+        """Whether the baseline adds a number per prompt that drops out of the advantages; it is then skipped."""
+        return (
+            centred
+            and self.baseline not in ("none", "policy")
+            and self.aggregate != "hardness_weighted"
+            and all(shape.affine for shape in self.shapes)
+        )
+
+    def why_separate(self, centred: bool) -> str | None:
+        """Why the policy's scores cannot be read off the forward that is trained; None where they can."""
+        if self.context == "hidden" and self.scorer == "policy":
+            return "reward.context = 'hidden' is scored without the context"
+        if self.baseline == "empty" and not self.cancels(centred):
+            return "reward.baseline = 'empty' is a branch of its own"
+        return None
+
+    def passes(self, read: bool, centred: bool) -> tuple[int, int]:
+        """How often all thoughts are scored, and how often all trunks; ``read``: the policy's come with the training.
+
+        The policy's own gain is always measured.
+        """
+        own = self.scorer != "policy" or self.context == "hidden"
+        other = self.baseline not in ("none", "policy", "empty") and not self.cancels(centred)
+        return (not read) + own, (not read) + other
+
+    def build(self, kit: Kit) -> "Likelihood":
+        return Likelihood(self, kit)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "LikelihoodReward":
+        if ("foreign" in (self.scorer, self.baseline)) != (self.foreign is not None):
+            raise ValueError(
+                "reward.foreign = { path = ... } and a scorer or baseline of 'foreign' go together"
+            )
+        if self.aggregate == "log_mean_exp" and (self.baseline != "none" or self.shapes):
+            raise ValueError(
+                "reward.aggregate = 'log_mean_exp' compares siblings and is centred: set baseline = 'none', no shapes"
+            )
+        if self.aggregate == "hardness_weighted" and self.baseline == "none":
+            raise ValueError(
+                "reward.aggregate = 'hardness_weighted' weighs tokens by a baseline: name one, e.g. 'frozen'"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """See `LikelihoodReward`. Gain against the policy itself is measured beside any reward."""
+
+    cfg: LikelihoodReward
+    kit: Kit
+
+    def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
+        thought, no_think = policy if policy is not None else self._policy(groups)
+        own = thought if self._is_policys else self._thoughts(self.cfg.scorer, groups)
+        lengths = Lengths.of(groups)
+        gain_PG = gain(_totals(thought, groups), _sums(no_think), lengths.tokens_P)
+        gold_PG = _totals(thought, groups)
+        reward_PG = shaped(self._unshaped(groups, own, no_think), self.cfg.shapes, lengths)
+        num_PG = np.broadcast_to(lengths.tokens_P[:, None], gain_PG.shape)
+        sums = {
+            "gain/mean": (float((gain_PG * num_PG).sum()), float(num_PG.sum())),
+            "reward/baseline_skipped": (float(self._cancels), 1.0),
+        }
+        detail = {"thought": thought, "no_think": no_think, "gain": gain_PG.tolist()}
+        return Rewarded(
+            reward_PG, sums | mean_of("reward/likelihood", reward_PG), detail, None, gold_PG
+        )
+
+    @property
+    def _is_policys(self) -> bool:
+        return self.cfg.scorer == "policy" and self.cfg.context == "shown"
+
+    @property
+    def _cancels(self) -> bool:
+        return self.cfg.cancels(self.kit.centred)
+
+    def _unshaped(
+        self, groups: Sequence[Group], own: list[Scores], no_think: list[Scores]
+    ) -> Float[np.ndarray, "P G"]:
+        base = self._baseline(groups, no_think)
+        per_prompt = zip(_by_group(own, groups), base or [None] * len(groups), strict=True)
+        rows = [self._value(logp_GC, base_C) for logp_GC, base_C in per_prompt]
+        return np.stack(rows) if rows else np.zeros((0, 1))
+
+    def _value(
+        self, logp_GC: aggregates.Logp, base_C: Float[np.ndarray, " C"] | None
+    ) -> aggregates.Values:
+        """Of one group."""
+        if self.cfg.aggregate == "log_mean_exp":
+            return aggregates.log_mean_exp_share(logp_GC)
+        value_G = self._aggregated(logp_GC, base_C)
+        return value_G if base_C is None else value_G - self._aggregated(base_C[None], base_C)
+
+    def _aggregated(
+        self, logp_GC: aggregates.Logp, base_C: Float[np.ndarray, " C"] | None
+    ) -> aggregates.Values:
+        if self.cfg.aggregate == "discounted":
+            return aggregates.discounted(logp_GC, self.cfg.gamma)
+        if self.cfg.aggregate == "hardness_weighted":
+            assert base_C is not None
+            return aggregates.hardness_weighted(logp_GC, base_C)
+        return aggregates.PLAIN[self.cfg.aggregate](logp_GC)
+
+    def _policy(self, groups: Sequence[Group]) -> PolicyScores:
+        no_think = self.kit.scorers["policy"].trunks(no_think_spans(groups))
+        pairs = [
+            (group.prompt.trunk, thought_branch(group.prompt, self.kit.markers, r.thought_ids))
+            for group in groups
+            for r in group.rollouts
+        ]
+        return PolicyScores(self.kit.scorers["policy"].branches(pairs), no_think)
+
+    def _thoughts(self, name: str, groups: Sequence[Group]) -> list[Scores]:
+        pairs = [
+            (group.prompt.trunk, self._branch(group, rollout.thought_ids))
+            for group in groups
+            for rollout in group.rollouts
+        ]
+        return self.kit.scorers[name].branches(pairs)
+
+    def _branch(self, group: Group, thought_ids: Ids) -> Branch:
+        """As the scorer reads it: its own words for the markers, the context in sight or not."""
+        prompt, separator = group.prompt, self.kit.separator
+        if separator is None or self.cfg.scorer != "foreign":
+            branch = thought_branch(prompt, self.kit.markers, thought_ids)
+        else:
+            ids = concat(separator, thought_ids, separator, prompt.continuation_ids)
+            branch = Branch(prompt.cut, ids, len(ids) - prompt.horizon)
+        return branch if self.cfg.context == "shown" else Branch(0, branch.ids, branch.score_start)
+
+    def _baseline(
+        self, groups: Sequence[Group], no_think: list[Scores]
+    ) -> list[Float[np.ndarray, " C"]] | None:
+        name = self.cfg.baseline
+        if name == "none" or self._cancels:
+            return None
+        if name == "policy":
+            scores = no_think
+        elif name == "empty":
+            empty = np.zeros(0, dtype=np.int64)
+            pairs = [
+                (g.prompt.trunk, thought_branch(g.prompt, self.kit.markers, empty)) for g in groups
+            ]
+            scores = self.kit.scorers["policy"].branches(pairs)
+        else:
+            scores = self.kit.scorers[name].trunks(no_think_spans(groups))
+        return [_checked(score.logp, p, "no thought") for p, score in enumerate(scores)]
+
+
+def _by_group(scores: Sequence[Scores], groups: Sequence[Group]) -> list[aggregates.Logp]:
+    """One (G, C) array a group, float64."""
+    found, at = [], 0
+    for p, group in enumerate(groups):
+        size = len(group.rollouts)
+        parts = scores[at : at + size]
+        found.append(
+            np.stack([_checked(each.logp, p, f"rollout {g}") for g, each in enumerate(parts)])
+        )
+        at += size
+    return found
+
+
+def _checked(logp_C: np.ndarray, prompt: int, what: str) -> Float[np.ndarray, " C"]:
+    """In float64. Before any shape, which would turn an impossible continuation into an ordinary reward."""
+    total = float(logp_C.sum(dtype=np.float64))
+    if not np.isfinite(total):
+        raise FloatingPointError(f"the score of prompt {prompt}, {what} is {total}")
+    return logp_C.astype(np.float64)
+
+
+def _totals(scores: Sequence[Scores], groups: Sequence[Group]) -> Float[np.ndarray, "P G"]:
+    width = len(groups[0].rollouts) if groups else 1
+    return _sums(scores).reshape(len(groups), width)
+
+
+def _sums(scores: Sequence[Scores]) -> Float[np.ndarray, " P"]:
+    return np.array([score.total for score in scores], dtype=np.float64)

@@ -1,0 +1,94 @@
+"""Match rewards: is what the policy predicts the held-out text? 0 or 1, compared as raw bytes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from rlpt.reward.base import Kit, PolicyScores, Rewarded, mean_of
+from rlpt.types import Group
+from rlpt_data.strict import Strict
+
+
+class MatchReward(Strict):
+    """1 where the prediction's bytes match the held-out text's, else 0. An empty prediction scores 0."""
+
+    kind: Literal["match"]
+    how: Literal["prefix", "first_token", "span"] = "prefix"
+    """prefix: the prediction is a prefix of the held-out bytes that ends where a gold token ends (RPT). first_token: it
+    begins with the first gold token's bytes. span: it is the whole held-out text, but for spaces around it."""
+
+    predicts: ClassVar[bool] = True
+    signed: ClassVar[bool] = False
+    replicas: ClassVar[frozenset[str]] = frozenset()
+
+    def why_separate(self, centred: bool) -> str | None:
+        return f"reward {self.kind} scores no held-out text"
+
+    def passes(self, read: bool, centred: bool) -> tuple[int, int]:
+        return 0, 0
+
+    def build(self, kit: Kit) -> "Match":
+        return Match(MATCHES[self.how], kit)
+
+
+def prefix_match(prediction: bytes, gold_tokens: Sequence[bytes]) -> float:
+    """1 iff the prediction is a prefix of the gold bytes and ends where a gold token ends, else 0.
+
+    RPT, arXiv 2506.08007, Eq. 3. Bytes, so that another tokenisation of the right text is right. An
+    empty prediction scores 0. The caller keeps the gold at least as long as any prediction.
+    """
+    if not prediction or not b"".join(gold_tokens).startswith(prediction):
+        return 0.0
+    return float(len(prediction) in set(accumulate(len(token) for token in gold_tokens)))
+
+
+def first_token_match(prediction: bytes, gold_tokens: Sequence[bytes]) -> float:
+    """1 iff the prediction begins with the bytes of the first gold token (RPT, appendix A)."""
+    first = next((token for token in gold_tokens if token), b"")
+    return float(bool(first) and prediction.startswith(first))
+
+
+def span_match(prediction: bytes, gold_tokens: Sequence[bytes]) -> float:
+    """1 iff prediction and gold are the same text, but for spaces around them (PretrainZero, arXiv 2512.03442)."""
+    gold = b"".join(gold_tokens).strip()
+    return float(bool(gold) and prediction.strip() == gold)
+
+
+MATCHES: dict[str, Callable[[bytes, Sequence[bytes]], float]] = {
+    "prefix": prefix_match,
+    "first_token": first_token_match,
+    "span": span_match,
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """See `MatchReward`."""
+
+    match: Callable[[bytes, Sequence[bytes]], float]
+    kit: Kit
+
+    @cached_property
+    def _token_bytes(self) -> Sequence[bytes]:
+        return self.kit.token_bytes()
+
+    def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
+        reward_PG = np.array(
+            [[self._value(group, g) for g in range(len(group.rollouts))] for group in groups]
+        )
+        return Rewarded(reward_PG, mean_of("reward/match", reward_PG))
+
+    def _value(self, group: Group, g: int) -> float:
+        prediction = predicted(group, g, self.kit.markers.closer, self._token_bytes)
+        gold = [self._token_bytes[int(index)] for index in group.prompt.continuation_ids]
+        return self.match(prediction, gold)
+
+
+def predicted(group: Group, g: int, closer: int, token_bytes: Sequence[bytes]) -> bytes:
+    """The bytes of what a rollout predicts, without the closer that ends it."""
+    ids = [int(index) for index in group.rollouts[g].prediction_ids if index != closer]
+    return b"".join(token_bytes[index] for index in ids)

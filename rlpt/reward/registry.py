@@ -1,0 +1,14 @@
+"""Every reward a configuration may name. A new one is a file beside this and a line here; CONTRIBUTING shows one."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rlpt.reward.choice import ChoiceReward
+from rlpt.reward.likelihood import LikelihoodReward
+from rlpt.reward.match import MatchReward
+from rlpt.reward.overlap import OverlapReward
+
+RewardConfig = Annotated[
+    LikelihoodReward | MatchReward | OverlapReward | ChoiceReward, Field(discriminator="kind")
+]

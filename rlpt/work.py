@@ -1,0 +1,110 @@
+"""The parts of one stage: what learns, where documents come from, and what rewards thoughts."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlpt import dist
+from rlpt.config import RunConfig
+from rlpt.frames import Framer
+from rlpt.mismatch import ROUNDING
+from rlpt.policy.foreign import encoded, foreign
+from rlpt.policy.load import Blueprint, copy_weights
+from rlpt.policy.policy import Policy
+from rlpt.policy.scoring import Scorer
+from rlpt.prompts import Stream
+from rlpt.reference import action_scorer
+from rlpt.reward.base import Kit, Reward
+from rlpt.stages import RLStage
+from rlpt.supply import SavedSupply, Supply
+from rlpt.types import Ids
+from rlpt.update import Learner
+from rlpt_data.shards import ShardFolder
+
+
+@dataclass
+class Work:
+    """The parts of one stage."""
+
+    learner: Learner
+    stream: Stream
+    framer: Framer | None = None
+    reward: Reward | None = None
+    frozen: Policy | None = None
+    supply: Supply | SavedSupply | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress."""
+        named = {"policy": self.learner.policy, "ema": self.learner.ema, "frozen": self.frozen}
+        held: dict[str, Any] = {name: part for name, part in named.items() if part is not None}
+        return held | {
+            "optimizer": (self.learner.policy, self.learner.optimizer),
+            "rng": {"torch": torch.get_rng_state()},
+            "loss_scale": {"state": self.learner.scale.state},
+        }
+
+    def renew_reference(self, stage: RLStage, steps_done: int) -> None:
+        """The frozen copy follows the policy at its period."""
+        every = stage.reference_every
+        if self.frozen is not None and every and steps_done % every == 0:
+            copy_weights(self.frozen, self.learner.policy)
+
+    def close(self) -> None:
+        """Nothing is sampled for a stage that is over."""
+        if self.supply is not None:
+            self.supply.close()
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """Builds what an RL stage adds to its learner: the reward, and the reference of the KL term."""
+
+    cfg: RunConfig
+    shards: ShardFolder
+    plan: Blueprint
+    world: dist.World
+    stage: RLStage
+    learner: Learner
+    frozen: Policy | None
+    copies: dict[str, Policy] = field(init=False)
+
+    def __post_init__(self) -> None:
+        named = {"policy": self.learner.policy, "ema": self.learner.ema, "frozen": self.frozen}
+        present = {name: policy for name, policy in named.items() if policy is not None}
+        object.__setattr__(self, "copies", present)
+
+    def learner_with_reference(self) -> Learner:
+        """The learner, told what its KL term is held against and how much its scores are rounded."""
+        name, tokens = self.stage.kl.reference, self.stage.micro_batch_tokens
+        if name != "none":
+            self.learner.reference = action_scorer(self.copies[name], self.learner, tokens)
+        horizon = self.cfg.prompts.horizon_tokens
+        self.learner.noise = ROUNDING[self.cfg.policy.compute_dtype] / horizon**0.5
+        return self.learner
+
+    def reward(self) -> Reward:
+        """The stage's reward behind its gates."""
+        markers, tokens = self.plan.vocabulary.markers, self.stage.micro_batch_tokens
+        scorers = {
+            name: Scorer(policy, markers.ids, self.world, tokens)
+            for name, policy in self.copies.items()
+        }
+        separator = self._foreign(scorers, tokens)
+        centred = self.stage.cancels_baselines
+        return self.stage.built(Kit(scorers, markers, centred, self._token_bytes, separator))
+
+    def _foreign(self, scorers: dict[str, Scorer], tokens: int) -> Ids | None:
+        """Add another model's scorer, if the reward names one; what stands for the markers there."""
+        cfg = getattr(self.stage.reward, "foreign", None)
+        if cfg is None:
+            return None
+        model = foreign(cfg.path, self.plan, self.cfg.longest_path, self.world)
+        scorers["foreign"] = Scorer(model, (), self.world, tokens)
+        return np.array(encoded(cfg.separator, self.shards), dtype=np.int64)
+
+    def _token_bytes(self) -> list[bytes]:
+        """Of every id of the policy; the markers and spare rows stand for no text."""
+        known = self.shards.token_bytes()
+        return [*known, *[b""] * (self.plan.vocabulary.size - len(known))]
