@@ -32,8 +32,7 @@ from rlpt.policy import load
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompts_of
-from rlpt.reward import rewards
-from rlpt.reward.base import Kit
+from rlpt.reward.base import Kit, Rewarded
 from rlpt.reward.likelihood import LikelihoodReward
 from rlpt.reward.shapes import Clip
 from rlpt.rl_update import rl_step
@@ -192,8 +191,8 @@ class Taken:
         return step_cost(self.cfg, self.cfg.stage[0], self.plan.config, self.layout)
 
 
-def match_at_random(found: list[Group], policy: object = None) -> rewards.Rewarded:
-    return rewards.Rewarded(np.random.default_rng(1).normal(size=(len(found), GROUP)), {})
+def match_at_random(found: list[Group], policy: object = None) -> Rewarded:
+    return Rewarded(np.random.default_rng(1).normal(size=(len(found), GROUP)), {})
 
 
 # ---- what a layer costs --------------------------------------------------------------------------

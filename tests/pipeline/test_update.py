@@ -10,15 +10,14 @@ import transformers
 
 from rlpt import dist
 from rlpt.config import PromptConfig, ThoughtConfig
-from rlpt.credit import Credit
+from rlpt.credit import Credit, Credited
 from rlpt.optim import adamw, learning_rate
 from rlpt.policy.load import Blueprint, local, named_full_tensors
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompt_stream, prompts_of, trunk
-from rlpt.reward.base import Kit
+from rlpt.reward.base import Kit, Rewarded
 from rlpt.reward.likelihood import LikelihoodReward
-from rlpt.reward.base import Rewarded
 from rlpt.reward.shapes import Clip
 from rlpt.rl_update import _Update, rl_step
 from rlpt.rollout import sync
@@ -60,8 +59,9 @@ def gradients(learner: Learner, groups: list[Group], stage: RLStage) -> dict[str
     advantage_PG = np.random.default_rng(0).normal(size=(len(groups), 3))
     learner.policy.zero_grad()
     update = _Update(learner, groups, stage, Credit(stage, learner.world, learner.seed, step=0), 0)
+    credited = Credited(advantage_PG, update.credit.weights(groups))
     for part in update.parts(continuations=False):
-        update._backward(part, False, lambda _readout, _batch, part=part: advantage_PG[part])
+        update._backward(part, False, lambda _readout, _batch, part=part: credited.part(part))
     return {
         name: local(p.grad).clone()
         for name, p in learner.policy.named_parameters()
