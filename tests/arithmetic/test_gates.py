@@ -1,0 +1,106 @@
+"""Gates and length terms against hand numbers, and what advantages make of rollouts that are left out."""
+
+import numpy as np
+import pytest
+
+from rlpt.advantage import advantage, batch_moments, centred
+from rlpt.reward.base import Rewarded
+from rlpt.reward.gates import FormatGate, LengthBudget, SoftOverlong, TruncationMask, gated
+from rlpt.types import Group, Prompt, Rollout, Trunk
+
+
+def rollout(length: int, finish: str = "closer", prediction: int = 0) -> Rollout:
+    total = length + 1 + prediction
+    return Rollout(
+        np.arange(total), np.ones(total, bool), np.zeros(total, np.float32), np.zeros(total, int),
+        length, finish,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+
+
+def group(*rollouts: Rollout) -> Group:
+    trunk = Trunk("d", "", 0, 0, np.arange(8), np.arange(9), (4,))
+    ids = np.arange(5)
+    return Group(Prompt(trunk, 4, 2, ids, ids), rollouts)
+
+
+def after(gate, reward_PG, groups):
+    return gated(Rewarded(np.array(reward_PG), {}), groups, (gate,))
+
+
+def test_bad_form_gets_its_value_instead_of_its_reward_and_good_form_gets_nothing_added():
+    groups = [group(rollout(3), rollout(3, "budget"), rollout(0), rollout(5))]
+    gate = FormatGate(kind="format", min_thought_tokens=1, value=-10.0)
+    assert after(gate, [[2.0, 2.0, 2.0, -1.0]], groups).reward_PG.tolist() == [
+        [2.0, -10.0, -10.0, -1.0]
+    ]
+
+
+def test_an_empty_prediction_is_bad_form_where_one_is_asked_for():
+    groups = [group(rollout(3, prediction=2), rollout(3))]
+    gate = FormatGate(kind="format", min_prediction_tokens=1)
+    assert after(gate, [[1.0, 1.0]], groups).reward_PG.tolist() == [[1.0, 0.0]]
+
+
+def test_the_length_budget_is_a_triangle_with_its_top_at_the_budget():
+    groups = [group(*(rollout(n) for n in (0, 2, 4, 6, 8, 11)))]
+    gate = LengthBudget(kind="length_budget", tokens=4, weight=0.25)
+    found = after(gate, [[1.0] * 6], groups).reward_PG[0]
+    assert found == pytest.approx([0.75 + 0.25 * t for t in (0, 0.5, 1, 0.5, 0, 0)])
+
+
+def test_soft_overlong_falls_over_the_cache_and_stops_at_minus_one():
+    """L_max 20, L_cache 5: nothing up to 15, -0.4 at 17, -1 from 20 on."""
+    groups = [group(*(rollout(n) for n in (3, 15, 17, 20, 30)))]
+    gate = SoftOverlong(kind="soft_overlong", most_tokens=20, cache_tokens=5)
+    found = after(gate, [[1.0] * 5], groups).reward_PG[0]
+    assert found == pytest.approx([1.0, 1.0, 0.6, 0.0, 0.0])
+    with pytest.raises(ValueError, match="cache_tokens = 6 exceeds most_tokens = 5"):
+        SoftOverlong(kind="soft_overlong", most_tokens=5, cache_tokens=6)
+
+
+def test_truncated_thoughts_are_masked_and_counted():
+    groups = [group(rollout(3), rollout(9, "budget")), group(rollout(1), rollout(2))]
+    found = after(TruncationMask(kind="mask_truncated"), [[1.0, 5.0], [0.0, 1.0]], groups)
+    assert found.kept_PG is not None
+    assert found.kept_PG.tolist() == [[True, False], [True, True]]
+    assert found.sums["reward/truncated"] == (1.0, 4.0)
+    assert found.reward_PG.tolist() == [[1.0, 5.0], [0.0, 1.0]]
+
+
+REWARD_PG = np.array([[1.0, 2.0, 6.0, 99.0], [3.0, 3.0, -9.0, -9.0], [5.0, 7.0, 1.0, 0.0]])
+KEPT_PG = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0]], dtype=bool)
+
+
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
+@pytest.mark.parametrize("scale", ["none", "group_std", "group_mean"])
+def test_a_masked_rollout_has_no_part_in_its_group(baseline, scale):
+    """The first group is as if it had three rollouts; of the second two agree; the third has no sibling left."""
+    found_PG = advantage(REWARD_PG, baseline=baseline, scale=scale, kept_PG=KEPT_PG)
+    alone_PG = advantage(REWARD_PG[:1, :3], baseline=baseline, scale=scale)
+    np.testing.assert_allclose(found_PG[0, :3], alone_PG[0], rtol=1e-12)
+    assert not found_PG[~KEPT_PG].any()
+    assert not found_PG[1:].any()
+
+
+def test_a_masked_reward_need_not_be_finite():
+    reward_PG = np.array([[1.0, np.nan, 3.0]])
+    kept_PG = np.array([[True, False, True]])
+    assert centred(reward_PG, baseline="group_mean", kept_PG=kept_PG).tolist() == [[-1, 0, 1]]
+    with pytest.raises(FloatingPointError, match="prompt 0, rollout 1"):
+        centred(reward_PG, baseline="group_mean")
+
+
+def test_moments_of_the_batch_leave_masked_rollouts_out():
+    found = batch_moments(REWARD_PG, KEPT_PG)
+    kept = REWARD_PG[KEPT_PG]
+    assert (found.count, found.mean) == (6.0, pytest.approx(kept.mean()))
+    assert found.std == pytest.approx(kept.std())
+
+
+def test_maxrl_divides_by_the_mean_of_the_group():
+    """(r - mean) / mean: of 1, 0, 0, 0 it is 3, -1, -1, -1; a group without any reward stays silent."""
+    reward_PG = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    found_PG = advantage(reward_PG, baseline="group_mean", scale="group_mean")
+    assert found_PG[0].tolist() == [3.0, -1.0, -1.0, -1.0]
+    assert not found_PG[1].any()
+    assert found_PG[2] == pytest.approx([1 / 3, 1 / 3, 1 / 3, -1.0])
