@@ -168,7 +168,9 @@ class RLStage(StageBase):
     @property
     def replicas(self) -> frozenset[str]:
         """The copies of the policy that the stage needs beside the policy itself."""
-        return self.reward.replicas | ({self.kl.reference} & {"frozen", "ema"})
+        return self.reward.replicas(self.cancels_baselines) | (
+            {self.kl.reference} & {"frozen", "ema"}
+        )
 
     @property
     def cancels_baselines(self) -> bool:
@@ -214,13 +216,18 @@ class RLStage(StageBase):
 
     @property
     def arrangement(self) -> str:
-        """The line in the log that says which forward rewards are read from."""
+        """The line in the log: which forward rewards are read from, and what is skipped."""
+        skipped = self.reward.skips(self.cancels_baselines)
+        return f"{self._forwards}; {skipped}" if skipped else self._forwards
+
+    @property
+    def _forwards(self) -> str:
         if self.update.score_with == "separate_pass":
             return "rewards have a scoring pass of their own (update.score_with)"
         always, split = self.why_separate(whole=True), self.why_separate(whole=False)
         if always is not None:
             return f"{always}, so there is no forward to share"
-        other = self.reward.replicas
+        other = self.reward.replicas(self.cancels_baselines)
         if split is None and not other:
             return "rewards are read off the forward that is trained"
         if split is None:

@@ -4,12 +4,13 @@ engines or files.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from rlpt.types import Branch, Group, Ids, Markers, Scores, Sums, Trunk
+from rlpt_data.strict import Strict
 
 
 @runtime_checkable
@@ -49,6 +50,34 @@ class Reward(Protocol):
     def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
         """Rewards of groups. ``policy`` spares the scoring pass of the current policy."""
         ...
+
+
+class RewardBase(Strict):
+    """What a stage asks of every reward's configuration. The defaults are those of a reward that looks at predictions."""
+
+    predicts: ClassVar[bool] = True
+    """Whether the policy writes a prediction after the closer."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether rewards may be negative: advantages that divide by their mean refuse them."""
+        return False
+
+    def replicas(self, centred: bool) -> frozenset[str]:
+        """Of "ema" and "frozen", the copies of the policy that it needs. ``centred``: see `Kit`."""
+        return frozenset()
+
+    def skips(self, centred: bool) -> str | None:
+        """What is left out because it cannot matter, in words."""
+        return None
+
+    def why_separate(self, centred: bool) -> str | None:
+        """Why the policy's scores cannot be read off the forward that is trained; None where they can."""
+        return f"reward {self.kind} scores no held-out text"  # pyright: ignore[reportAttributeAccessIssue]
+
+    def passes(self, read: bool, centred: bool) -> tuple[int, int]:
+        """How often all thoughts are scored, and how often all trunks; ``read``: the policy's come with the training."""
+        return 0, 0
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from rlpt.reward.base import Kit, PolicyScores, Rewarded, mean_of
+from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded, mean_of
 from rlpt.types import Group, Ids, thought_branch
-from rlpt_data.strict import Strict
 
 
-class ChoiceReward(Strict):
+class ChoiceReward(RewardBase):
     """1 where, after the thought, the held-out text is the likeliest of ``options`` stretches of its document, else 0.
 
     A multiple choice whose wrong options nobody has to write: they are cut evenly from the text before the cut, and
@@ -24,8 +23,6 @@ class ChoiceReward(Strict):
     options: Annotated[int, Field(ge=2)] = 4
 
     predicts: ClassVar[bool] = False
-    signed: ClassVar[bool] = False
-    replicas: ClassVar[frozenset[str]] = frozenset()
 
     def why_separate(self, centred: bool) -> str | None:
         return "reward choice scores other texts, too"

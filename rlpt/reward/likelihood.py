@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from rlpt.reward import aggregates
-from rlpt.reward.base import Kit, PolicyScores, Rewarded, mean_of, no_think_spans
+from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded, mean_of, no_think_spans
 from rlpt.reward.gain import gain
 from rlpt.reward.shapes import Lengths, Shape, shaped
 from rlpt.types import Branch, Group, Ids, Scores, concat, thought_branch
@@ -28,7 +28,7 @@ class ForeignModel(Strict):
     """Text that stands for both markers where its tokenizer has none as single ids."""
 
 
-class LikelihoodReward(Strict):
+class LikelihoodReward(RewardBase):
     """aggregate(log p_scorer(y | x, opener, z, closer)) - aggregate(log p_baseline(y | x)), then the shapes in order.
 
     With the policy in both places, the mean and no shape it is the gain (MEASURING, section 1).
@@ -57,17 +57,19 @@ class LikelihoodReward(Strict):
     shapes: tuple[Shape, ...] = ()
     foreign: ForeignModel | None = None
 
-    @property
-    def replicas(self) -> frozenset[str]:
-        """The copies of the policy that this reward needs beside the policy itself."""
-        return frozenset({self.scorer, self.baseline}) & COPIES
+    def replicas(self, centred: bool) -> frozenset[str]:
+        used = {self.scorer} if self.cancels(centred) else {self.scorer, self.baseline}
+        return frozenset(used) & COPIES
+
+    def skips(self, centred: bool) -> str | None:
+        if not self.cancels(centred):
+            return None
+        return f"the baseline {self.baseline!r} is one number per prompt, cancels in centred advantages, and is skipped"
 
     predicts: ClassVar[bool] = False
-    """Whether the policy writes a prediction after the closer."""
 
     @property
     def signed(self) -> bool:
-        """Whether rewards may be negative: advantages that divide by their mean refuse them."""
         if self.shapes:
             last = self.shapes[-1]
             unsigned = last.kind == "rank" or (last.kind == "relu" and last.threshold >= 0)
@@ -88,7 +90,6 @@ class LikelihoodReward(Strict):
         )
 
     def why_separate(self, centred: bool) -> str | None:
-        """Why the policy's scores cannot be read off the forward that is trained; None where they can."""
         if self.context == "hidden" and self.scorer == "policy":
             return "reward.context = 'hidden' is scored without the context"
         if self.baseline == "empty" and not self.cancels(centred):
@@ -96,10 +97,7 @@ class LikelihoodReward(Strict):
         return None
 
     def passes(self, read: bool, centred: bool) -> tuple[int, int]:
-        """How often all thoughts are scored, and how often all trunks; ``read``: the policy's come with the training.
-
-        The policy's own gain is always measured.
-        """
+        # The policy's own gain is always measured.
         own = self.scorer != "policy" or self.context == "hidden"
         other = self.baseline not in ("none", "policy", "empty") and not self.cancels(centred)
         return (not read) + own, (not read) + other

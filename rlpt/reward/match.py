@@ -4,32 +4,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from rlpt.reward.base import Kit, PolicyScores, Rewarded, mean_of
+from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded, mean_of
 from rlpt.types import Group
-from rlpt_data.strict import Strict
 
 
-class MatchReward(Strict):
+class MatchReward(RewardBase):
     """1 where the prediction's bytes match the held-out text's, else 0. An empty prediction scores 0."""
 
     kind: Literal["match"]
     how: Literal["prefix", "first_token", "span"] = "prefix"
     """prefix: the prediction is a prefix of the held-out bytes that ends where a gold token ends (RPT). first_token: it
     begins with the first gold token's bytes. span: it is the whole held-out text, but for spaces around it."""
-
-    predicts: ClassVar[bool] = True
-    signed: ClassVar[bool] = False
-    replicas: ClassVar[frozenset[str]] = frozenset()
-
-    def why_separate(self, centred: bool) -> str | None:
-        return f"reward {self.kind} scores no held-out text"
-
-    def passes(self, read: bool, centred: bool) -> tuple[int, int]:
-        return 0, 0
 
     def build(self, kit: Kit) -> "Match":
         return Match(MATCHES[self.how], kit)

@@ -4,32 +4,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from rlpt.reward.base import Kit, PolicyScores, Rewarded, mean_of
+from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded, mean_of
 from rlpt.reward.match import predicted
 from rlpt.types import Group
-from rlpt_data.strict import Strict
 
 
-class OverlapReward(Strict):
+class OverlapReward(RewardBase):
     """F1 of the prediction's word n-grams against the held-out text's (ROUGE-N, Lin 2004), from 0 to 1."""
 
     kind: Literal["overlap"]
     n: Annotated[int, Field(ge=1, le=4)] = 1
-
-    predicts: ClassVar[bool] = True
-    signed: ClassVar[bool] = False
-    replicas: ClassVar[frozenset[str]] = frozenset()
-
-    def why_separate(self, centred: bool) -> str | None:
-        return f"reward {self.kind} scores no held-out text"
-
-    def passes(self, read: bool, centred: bool) -> tuple[int, int]:
-        return 0, 0
 
     def build(self, kit: Kit) -> "Overlap":
         return Overlap(self.n, kit)

@@ -176,7 +176,10 @@ class Taken:
         found, reward = groups(self.cfg, self.markers), stage.reward
         if reward.kind != "likelihood":
             return self._step(found, stage, match_at_random)
-        policies = {name: self.made(self.cfg.policy) for name in reward.replicas}
+        policies = {
+            name: self.made(self.cfg.policy)
+            for name in {reward.scorer, reward.baseline} & {"ema", "frozen"}
+        }
         scorers = {
             name: Scorer(policy, self.markers.ids, self.world, stage.micro_batch_tokens)
             for name, policy in (policies | {"policy": self.policy}).items()
