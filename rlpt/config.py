@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
 from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.terms import Fraction
 from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import Strict
 
@@ -101,12 +102,38 @@ class PromptConfig(Strict):
         "every",
         "annotated",
     )
+    segment: Literal["next", "middle"] = "next"
+    """What is held out: the text that comes next, or a segment in the middle, whose context is what follows it, then
+    what precedes it (RLPT's middle segments)."""
+    middle_share: Fraction = 1.0
+    """With segment = "middle": the share of the samples that are such; the others hold out what comes next."""
+    after_tokens: Positive = 32
+    """Of a middle segment's context, most tokens that come after it; they count towards context_tokens."""
 
     @model_validator(mode="after")
     def _context_fits(self) -> "PromptConfig":
         if self.min_context_tokens > self.context_tokens:
             raise ValueError(
                 f"min_context_tokens = {self.min_context_tokens} exceeds context_tokens = {self.context_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _middle_fits(self) -> "PromptConfig":
+        if self.segment == "next":
+            if self.middle_share != 1.0:
+                raise ValueError(
+                    f"middle_share = {self.middle_share} is of segment = 'middle'; set that, or drop the share"
+                )
+            return self
+        if self.cuts_per_document != 1:
+            raise ValueError(
+                f"cuts_per_document = {self.cuts_per_document}: a middle segment has a trunk of its own; set it to 1"
+            )
+        if self.min_context_tokens + self.after_tokens > self.context_tokens:
+            raise ValueError(
+                f"min_context_tokens + after_tokens = {self.min_context_tokens + self.after_tokens} exceed "
+                f"context_tokens = {self.context_tokens}, which they share; raise it, or lower after_tokens"
             )
         return self
 

@@ -3,6 +3,7 @@ cuts of a document are drawn from (seed, epoch, document). One cursor names the 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Int, Integer
@@ -91,7 +92,8 @@ def window_stream(split: Split, seed: int, purpose: str, domains: Sequence[str] 
 
 
 def eligible_cuts(document: Document, cfg: PromptConfig) -> Int[np.ndarray, " K"]:
-    """Candidate cuts of the allowed kinds with ``min_context_tokens`` before and ``horizon_tokens`` after them."""
+    """Candidate cuts of the allowed kinds with ``min_context_tokens`` before and ``horizon_tokens`` after them; where
+    segments are middle ones, something must follow the horizon, too."""
     cuts = np.asarray(document.cuts, dtype=np.int64)
     return cuts[_eligible(cuts, np.asarray(document.cut_kinds), len(document.ids), cfg)]
 
@@ -112,23 +114,54 @@ def _eligible(
 ) -> Bool[np.ndarray, " K"]:
     """Of cuts in documents of ``num_tokens`` tokens, those that ``eligible_cuts`` keeps."""
     kinds = [CUT_KINDS.index(kind) for kind in cfg.cut_kinds]
-    fits = (cuts >= cfg.min_context_tokens) & (cuts + cfg.horizon_tokens <= num_tokens)
+    after = cfg.horizon_tokens + (cfg.segment == "middle")
+    fits = (cuts >= cfg.min_context_tokens) & (cuts + after <= num_tokens)
     return fits & np.isin(cut_kinds, kinds)
 
 
 def trunk(document: Document, epoch: int, cfg: PromptConfig, seed: int) -> Trunk:
     """The window of one sample and its cuts, both drawn from (seed, epoch, document).
 
-    The last cut is drawn among all candidates and anchors the window; the others are drawn inside it.
+    The last cut is drawn among all candidates and anchors the window; the others are drawn inside it. Whether the
+    segment is a middle one is drawn by itself.
     """
     draw = rng.generator(seed, "cuts", epoch, document.document_id)
     cuts = eligible_cuts(document, cfg)
     anchor = int(draw.choice(cuts))
+    if _is_middle(document, epoch, cfg, seed):
+        return middle(document, epoch, anchor, cfg)
     start = max(0, anchor - cfg.context_tokens)
     inside = cuts[(cuts >= start + cfg.min_context_tokens) & (cuts < anchor)]
     count = min(cfg.cuts_per_document - 1, len(inside))
     chosen = sorted(int(cut) for cut in draw.choice(inside, count, replace=False)) if count else []
     return window(document, epoch, start, anchor + cfg.horizon_tokens, [*chosen, anchor])
+
+
+def _is_middle(document: Document, epoch: int, cfg: PromptConfig, seed: int) -> bool:
+    if cfg.segment == "next":
+        return False
+    draw = rng.generator(seed, "segment", epoch, document.document_id)
+    return draw.random() < cfg.middle_share
+
+
+def middle(document: Document, epoch: int, cut: int, cfg: PromptConfig) -> Trunk:
+    """What follows the segment at ``cut``, what precedes it, and the segment: a trunk rearranged, cut before the last.
+
+    The order suffix, prefix, middle of Bavarian et al. 2022 (arXiv 2207.14255), so that all that reads a context and
+    what comes next reads this as well; ours has nothing between the parts. The task is RLPT's (arXiv 2509.19249).
+    """
+    stop = cut + cfg.horizon_tokens
+    after = window(document, epoch, stop, min(stop + cfg.after_tokens, len(document.ids)))
+    start = max(0, cut - cfg.context_tokens + len(after.ids))
+    before = window(document, epoch, start, stop)
+    context = len(after.ids) + cut - start
+    return replace(
+        before,
+        start=cut - context,
+        ids=concat(after.ids, before.ids),
+        offsets=concat(after.offsets[:-1], after.offsets[-1] + before.offsets),
+        cuts=(context,),
+    )
 
 
 def dealt_trunks(

@@ -44,7 +44,8 @@ class Trunk:
     domain: str
     epoch: int
     start: int
-    """Token offset of the window in its document."""
+    """Token offset of the window in its document. Of a rearranged one, that of its cut less what the cut has before it;
+    it may be negative."""
     ids: Int[np.ndarray, " T"]
     offsets: Int[np.ndarray, " T+1"]
     """Byte offset of every token, relative to the window, and the total."""
