@@ -1,5 +1,5 @@
-"""Everything a configuration can have wrong that only the shards, other runs or the number of ranks can tell: refused
-before any training.
+"""Everything a configuration can have wrong that only the shards, other runs, the number of ranks or a judge can tell:
+refused before any training.
 """
 
 from pathlib import Path
@@ -17,13 +17,14 @@ from rlpt_data.strict import UserError
 
 
 def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
-    """Everything a configuration can have wrong that only the shards and other runs can tell. Raises UserError."""
+    """Everything wrong that only the shards, other runs and a judge can tell. Raises UserError."""
     train, markers = shards.split("train"), plan.vocabulary.markers
     for stage in cfg.stage:
         if isinstance(stage, NextTokenStage):
             window_stream(train, cfg.seed, stage.name, cfg.data.domains)
         else:
             prompt_stream(train, cfg.prompts, cfg.seed, stage.name, cfg.data.domains)
+            stage.reward.refuse_unready()
     held_out(
         shards.split(cfg.evaluation.split),
         cfg.prompts,

@@ -53,7 +53,7 @@ class Reward(Protocol):
 
 
 class RewardBase(Strict):
-    """What a stage asks of every reward's configuration. The defaults are those of a reward that looks at predictions."""
+    """What a stage asks of every reward's configuration. The defaults are of a reward that looks at predictions."""
 
     predicts: ClassVar[bool] = True
     """Whether the policy writes a prediction after the closer."""
@@ -76,8 +76,11 @@ class RewardBase(Strict):
         return f"reward {self.kind} scores no held-out text"  # pyright: ignore[reportAttributeAccessIssue]
 
     def passes(self, read: bool, centred: bool) -> tuple[int, int]:
-        """How often all thoughts are scored, and how often all trunks; ``read``: the policy's come with the training."""
+        """How often all thoughts are scored, and all trunks; ``read``: the policy's scores come with the training."""
         return 0, 0
+
+    def refuse_unready(self) -> None:
+        """Raises UserError where something outside that the reward needs is not there."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,9 @@ def token_of(variable: str, address: str, over_http: bool) -> str | None:
     if not token:
         return None
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise UserError(f"environment variable {variable}: holds spaces or line breaks; set it to the token alone")
+        raise UserError(
+            f"environment variable {variable}: holds spaces or line breaks; set it to the token alone"
+        )
     parts = urlsplit(address)
     if parts.scheme == "http" and not _is_loopback(parts.hostname or "") and not over_http:
         raise UserError(

@@ -10,23 +10,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import Field, field_validator
 
 from rlpt.exits import FaultError
-from rlpt.reward.base import Kit, PolicyScores, Rewarded
+from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded
 from rlpt.reward.endpoint import Endpoint, UnansweredError, check_address, token_of
 from rlpt.reward.match import predicted
 from rlpt.types import Group
-from rlpt_data.strict import Strict, UserError
+from rlpt_data.strict import UserError
 
 Positive = Annotated[int, Field(ge=1)]
 
 
-class JudgeReward(Strict):
+class JudgeReward(RewardBase):
     """1 where a judge finds the prediction in the held-out text, else 0 (RLPT, arXiv 2509.19249). Empty predictions
     score 0 unasked; a rollout without a verdict does not count.
 
@@ -56,20 +56,10 @@ class JudgeReward(Strict):
     max_failed_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Rollouts without a verdict, of a rank's share of a step, above which the run ends."""
 
-    predicts: ClassVar[bool] = True
-    signed: ClassVar[bool] = False
-    replicas: ClassVar[frozenset[str]] = frozenset()
-
     @field_validator("address")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         return check_address(address)
-
-    def why_separate(self, centred: bool) -> str | None:
-        return f"reward {self.kind} scores no held-out text"
-
-    def passes(self, read: bool, centred: bool) -> tuple[int, int]:
-        return 0, 0
 
     def build(self, kit: Kit) -> "Judge":
         return Judge(self, kit, self.endpoint().answer)
@@ -82,8 +72,8 @@ class JudgeReward(Strict):
             *(self.timeout_seconds, self.attempts, self.max_answer_tokens),
         )
 
-    def refuse_unreachable(self) -> None:
-        """Ask it one question, whatever it says. Raises UserError where nothing comes back."""
+    def refuse_unready(self) -> None:
+        # One question; whatever it says to it will do.
         try:
             self.endpoint().answer(question(Pair("It rains.", "It rains. We stay in."), "prefix"))
         except UnansweredError as error:
@@ -172,8 +162,10 @@ class Judge:
         total = sum(map(len, pairs))
         known = self._verdicts(counts, total)
         rows = [[known.get(pair, Verdict(0.0)) for pair in row] for row in pairs]
-        kept_PG = np.array([[each.lost is None for each in row] for row in rows], dtype=bool)
-        score_PG = np.array([[each.score or 0.0 for each in row] for row in rows])
+        shape = (len(groups), -1 if groups else 1)
+        kept_PG = np.array([each.lost is None for row in rows for each in row], dtype=bool)
+        score_PG = np.array([each.score or 0.0 for row in rows for each in row], dtype=float)
+        kept_PG, score_PG = kept_PG.reshape(shape), score_PG.reshape(shape)
         lost = Counter(each.lost for row in rows for each in row)
         sums = {
             "reward/judge": (float(score_PG[kept_PG].sum()), float(kept_PG.sum())),

@@ -5,10 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from rlpt.reward.choice import ChoiceReward
+from rlpt.reward.form import FormReward
+from rlpt.reward.judge import JudgeReward
 from rlpt.reward.likelihood import LikelihoodReward
 from rlpt.reward.match import MatchReward
 from rlpt.reward.overlap import OverlapReward
 
 RewardConfig = Annotated[
-    LikelihoodReward | MatchReward | OverlapReward | ChoiceReward, Field(discriminator="kind")
+    LikelihoodReward | MatchReward | OverlapReward | ChoiceReward | FormReward | JudgeReward,
+    Field(discriminator="kind"),
 ]
