@@ -12,11 +12,12 @@ from rlpt.config import RunConfig
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation, headline
 from rlpt.evaluate.job import Decode, decoder
+from rlpt.lots import Batch, lot_row
 from rlpt.policy.load import Blueprint, meta_model
 from rlpt.rollout.records import packed
 from rlpt.runlog import read_journal, write_json
+from rlpt.saved_supply import groups_path
 from rlpt.session import Session
-from rlpt.supply import Batch, groups_path, lot_row
 from rlpt.types import Group, Scores
 from rlpt.update import Stepped
 from rlpt_data.shards import ShardFolder

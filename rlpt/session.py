@@ -29,8 +29,9 @@ from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import packed, unpacked
 from rlpt.rollout.start import open_engine
 from rlpt.runlog import RunLog, has_work, read_journal
+from rlpt.saved_supply import SavedSupply
 from rlpt.stages import NextTokenStage, RLStage, Stage
-from rlpt.supply import SavedSupply, Supply
+from rlpt.supply import Supply
 from rlpt.types import Markers
 from rlpt.update import Learner, LossScale, Stepped, reduced
 from rlpt.work import Outfit, Work

@@ -8,57 +8,20 @@ another time), or dropped and counted.
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import numpy as np
 
 from rlpt import dist
 from rlpt.config import PromptConfig
 from rlpt.engines import RolloutConfig
 from rlpt.exits import FaultError
-from rlpt.prompts import Stream, dealt_trunks, prompts_of, trunk
+from rlpt.lots import Batch, Lot, ages, lot_of, lot_row, oldest
+from rlpt.prompts import Stream, dealt_trunks, prompts_of
 from rlpt.rollout.engine import Engine
-from rlpt.rollout.records import Row, group_row, groups_of, unpacked
+from rlpt.rollout.records import Row
 from rlpt.stages import RLStage
-from rlpt.types import Group, Markers, Prompt, Sums
-from rlpt_data.strict import UserError
+from rlpt.types import Markers
 
 _ROUNDS = 3
 """What waited, what is dispatched in its stead, and once more."""
-
-
-@dataclass
-class Lot:
-    """One document of the stream with the groups of its cuts."""
-
-    position: int
-    prompts: list[Prompt]
-    tickets: list[str] = field(default_factory=list)
-    groups: list[Group] | None = None
-    """Absent until they are collected."""
-    uses: int = 0
-    """Times it was trained."""
-
-    @property
-    def oldest(self) -> int:
-        """Version of the weights that sampled its oldest token."""
-        return min(oldest(group) for group in self.groups or ())
-
-
-def oldest(group: Group) -> int:
-    return min(int(rollout.version.min()) for rollout in group.rollouts)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This rank's share of a step."""
-
-    positions: list[int]
-    """Of its documents in the stage's order, each once."""
-    groups: list[Group]
-    sums: Sums
-    lots: list[Lot] = field(repr=False)
 
 
 class Supply:
@@ -109,7 +72,7 @@ class Supply:
         lots, dropped = self._collected(fresh, step)
         lots += again
         groups = [group for lot in lots for group in lot.groups or ()]
-        sums = _ages(groups, step) | {
+        sums = ages(groups, step) | {
             "staleness/dropped_groups": (float(dropped), 1.0 / self.world.size),
             "replay/share": (float(len(again)), float(len(lots))),
             "time/wait": (time.perf_counter() - started, 1.0),
@@ -228,116 +191,3 @@ class Supply:
                 lot_of(row, self.stream, self.cfg, self.markers, self.seed, where) for row in mine
             ]
         self._submit([lot for lot in self.waiting if lot.groups is None])
-
-
-class SavedSupply:
-    """Every step's groups as a run wrote them: no engine samples anything.
-
-    Another run's (``own`` false) come from weights that this one never had: their versions are none of its own.
-    """
-
-    samples = False
-
-    def __init__(
-        self,
-        run_dir: Path,
-        own: bool,
-        stream: Stream,
-        cfg: PromptConfig,
-        stage: RLStage,
-        markers: Markers,
-        seed: int,
-        world: dist.World,
-    ) -> None:
-        self.run_dir = run_dir
-        self.own = own
-        self.stream = stream
-        self.cfg = cfg
-        self.stage = stage
-        self.markers = markers
-        self.seed = seed
-        self.world = world
-        self.next = 0
-
-    def take(self, step: int, steps_left: int) -> Batch:
-        """The groups that trained version ``step`` there. Raises UserError where there are none, or others."""
-        path = groups_path(self.run_dir, step + 1)
-        if not path.is_file():
-            raise UserError(
-                f"rollout.saved = {self.run_dir}: has no {path.name}, so no groups for step {step + 1}; save them "
-                "with rollout.save_groups = true, or lower the stage's steps"
-            )
-        rows = sorted(unpacked(path.read_bytes(), str(path)), key=lambda row: row["position"])
-        self._check(rows, path)
-        lots = [
-            lot_of(row, self.stream, self.cfg, self.markers, self.seed, str(path))
-            for row in dist.share(rows, self.world)
-        ]
-        self.next += self.stage.documents_per_step
-        groups = [group for lot in lots for group in lot.groups or ()]
-        positions = [lot.position for lot in lots]
-        if not self.own:
-            return Batch(positions, [foreign(group) for group in groups], {}, lots)
-        return Batch(positions, groups, _ages(groups, step), lots)
-
-    def _check(self, rows: Sequence[Row], path: Path) -> None:
-        sizes = {len(group["rollouts"]) for row in rows for group in row["groups"] or ()}
-        for name, found in (("documents_per_step", {len(rows)}), ("group_size", sizes)):
-            if found != {getattr(self.stage, name)}:
-                raise UserError(
-                    f"{path}: holds steps of {name} = {sorted(found)}, stage {self.stage.name} has "
-                    f"{getattr(self.stage, name)}; use the saved run's"
-                )
-
-    def trained(self, batch: Batch) -> None:
-        """Saved groups are trained as often as they were saved."""
-
-    def rows(self) -> list[Row]:
-        return []
-
-    def restore(self, rows: Iterable[Row], cursor: int, where: str) -> None:
-        self.next = cursor
-
-    def close(self) -> None:
-        """Nothing is under way."""
-
-
-def foreign(group: Group) -> Group:
-    """A group whose tokens no version of this run sampled."""
-    rollouts = (replace(r, version=np.full_like(r.version, -1)) for r in group.rollouts)
-    return Group(group.prompt, tuple(rollouts))
-
-
-def groups_path(run_dir: Path, step: int) -> Path:
-    """The groups of a step, named like its line of metrics."""
-    return run_dir / "groups" / f"step_{step:06d}.jsonl.zst"
-
-
-def lot_of(
-    row: Row, stream: Stream, cfg: PromptConfig, markers: Markers, seed: int, where: str
-) -> Lot:
-    """A document in hand from its row; its text is cut again as it was."""
-    epoch, document = stream.at(row["position"])
-    prompts = prompts_of(trunk(document, epoch, cfg, seed), cfg, markers)
-    groups = None if row["groups"] is None else groups_of(row["groups"], prompts, where)
-    return Lot(row["position"], prompts, [], groups, row["uses"])
-
-
-def lot_row(lot: Lot, place: str) -> Row:
-    groups = None if lot.groups is None else [group_row(group) for group in lot.groups]
-    return {"place": place, "position": lot.position, "uses": lot.uses, "groups": groups}
-
-
-def _ages(groups: Sequence[Group], step: int) -> Sums:
-    """Versions between the weights that sampled a token and those that are trained: mean over tokens, and over groups
-    the mean of their newest and of their oldest token."""
-    ages = [step - np.concatenate([r.version for r in group.rollouts]) for group in groups]
-    count = float(len(ages))
-    return {
-        "staleness/mean": (
-            float(sum(age.sum() for age in ages)),
-            float(sum(len(age) for age in ages)),
-        ),
-        "staleness/newest": (float(sum(age.min() for age in ages)), count),
-        "staleness/worst": (float(sum(age.max() for age in ages)), count),
-    }

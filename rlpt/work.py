@@ -17,8 +17,9 @@ from rlpt.policy.scoring import Scorer
 from rlpt.prompts import Stream
 from rlpt.reference import action_scorer
 from rlpt.reward.base import Kit, Reward
+from rlpt.saved_supply import SavedSupply
 from rlpt.stages import RLStage
-from rlpt.supply import SavedSupply, Supply
+from rlpt.supply import Supply
 from rlpt.types import Ids
 from rlpt.update import Learner
 from rlpt_data.shards import ShardFolder

@@ -12,10 +12,11 @@ import torch
 from rlpt import dist
 from rlpt.config import PromptConfig
 from rlpt.engines import RolloutConfig
+from rlpt.lots import Batch
 from rlpt.prompts import Stream, dealt_trunks, prompts_of
 from rlpt.rollout.records import packed, unpacked
 from rlpt.stages import RLStage
-from rlpt.supply import Batch, Supply
+from rlpt.supply import Supply
 from rlpt.types import Group, Markers, Prompt, Rollout
 
 MARKERS = Markers(320, 321)

@@ -24,8 +24,8 @@ def _numbered(length: int) -> Document:
         text="",
         ids=np.arange(length, dtype=np.uint32),
         offsets=offsets,
-        cuts=np.array([10], dtype=np.uint32),
-        cut_kinds=np.array([0], dtype=np.uint8),
+        cuts=np.array([10, 35], dtype=np.uint32),
+        cut_kinds=np.array([0, 0], dtype=np.uint8),
     )
 
 
@@ -47,6 +47,11 @@ def test_what_follows_and_what_precedes_share_the_context() -> None:
     assert made.cuts == (CFG.context_tokens,)
     short = middle(_numbered(47), 0, 40, CFG)
     assert short.ids.tolist() == [45, 46, *range(18, 45)]
+
+
+def test_a_middle_segment_has_something_after_it() -> None:
+    assert eligible_cuts(_numbered(40), CFG).tolist() == [10]
+    assert eligible_cuts(_numbered(41), CFG).tolist() == [10, 35]
 
 
 def test_nothing_of_a_middle_segment_is_in_its_context(shards: ShardFolder) -> None:

@@ -8,10 +8,11 @@ import torch
 
 from rlpt import dist
 from rlpt.config import PromptConfig
+from rlpt.lots import Lot, lot_of, lot_row
 from rlpt.prompts import Stream, prompt_stream, prompts_of, trunk
 from rlpt.rollout.records import group_row, groups_of, packed, unpacked
+from rlpt.saved_supply import SavedSupply, groups_path
 from rlpt.stages import RLStage
-from rlpt.supply import Lot, SavedSupply, groups_path, lot_of, lot_row
 from rlpt.types import Group, Markers, Prompt, Rollout
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError

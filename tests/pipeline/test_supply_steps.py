@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from rlpt.lots import oldest
 from rlpt.prompts import Stream, dealt_trunks, prompts_of
-from rlpt.supply import oldest
 from rlpt.types import Group
 
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from rlpt.rollout.records import unpacked
-from rlpt.supply import groups_path
+from rlpt.saved_supply import groups_path
 
 DOCUMENTS = 32
 

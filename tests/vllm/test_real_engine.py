@@ -175,7 +175,7 @@ def test_a_run_of_two_ranks_has_the_thoughts_of_one(train, tmp_path: Path) -> No
 
 def thoughts(run_dir: Path, step: int) -> dict[int, list]:
     from rlpt.rollout.records import unpacked
-    from rlpt.supply import groups_path
+    from rlpt.saved_supply import groups_path
 
     path = groups_path(run_dir, step)
     rows = unpacked(path.read_bytes(), str(path))
