@@ -197,6 +197,24 @@ def _plan(config: Path, ranks: int, overrides: Sequence[str], as_json: bool) -> 
     finish(found, as_json)
 
 
+@cli.command()
+@config_argument
+@set_option
+@json_option
+def compare(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Train several methods from one start and put them in one table.
+
+    Same prompts, same budget; mean and interval over seeds. Finished runs are taken as they are.
+    """
+    from rlpt.compare import CompareConfig, markdown, run
+    from rlpt_data.strict import load
+
+    settings = load(CompareConfig, config, overrides)
+    found = run(settings)
+    click.echo(markdown(found))
+    finish(found | {"out": settings.out_dir / "compare.json"}, as_json)
+
+
 def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

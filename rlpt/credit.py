@@ -86,8 +86,9 @@ class Credit:
         )
 
     def _clipped(self, advantage_PG: Float[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
-        limit = self.stage.advantage.clip
-        return advantage_PG if limit is None else np.clip(advantage_PG, -limit, limit)
+        cfg = self.stage.advantage
+        low = 0.0 if cfg.positive_only else -np.inf if cfg.clip is None else -cfg.clip
+        return np.clip(advantage_PG, low, np.inf if cfg.clip is None else cfg.clip)
 
     def factor(self, unscaled_PG: Float[np.ndarray, "P G"], kept_PG: Mask | None = None) -> float:
         """What `unscaled` leaves out, for the whole step: 1, or 1 / std of the batch (0 where it agrees)."""

@@ -210,8 +210,8 @@ class RLStage(StageBase):
         """What a factor on the accumulated gradient would scale, too."""
         if self.objective.next_token_weight or self.objective.gold_weight or self.kl.weight:
             return "the factor of advantage.scale = 'batch_std' would scale the next-token, gold and KL terms too"
-        if self.advantage.clip is not None:
-            return "advantage.clip comes after the factor of advantage.scale = 'batch_std'"
+        if self.advantage.clip is not None or self.advantage.positive_only:
+            return "advantage.clip and positive_only come after the factor of advantage.scale = 'batch_std'"
         return None
 
     @property

@@ -19,6 +19,8 @@ class AdvantageConfig(Strict):
     arXiv 2602.02710)."""
     clip: Rate | None = None
     """Limit of the absolute advantage, after scaling (JEPO: 1)."""
+    positive_only: bool = False
+    """Rollouts below their baseline are not learned from: negative advantages become 0 (Quiet-STaR's code)."""
     min_std: Annotated[float, Field(ge=0.0)] | Literal["noise"] = 0.0
     """Groups whose rewards spread no more than this are left out of the step, denominators included. noise: what the
     rounding of the policy's dtype makes of a mean over the continuation."""

@@ -4,6 +4,7 @@ Nothing is guessed: an unknown key, a wrong type or an impossible combination is
 that says where, what and the remedy in one line. Every user mistake in the project is one.
 """
 
+import copy
 import difflib
 import json
 import tomllib
@@ -48,9 +49,14 @@ def load(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
     return _validate(model, table, str(path), overrides)
 
 
-def parse(model: type[M], table: dict[str, Any], where: str) -> M:
-    """Validate a table that was read from ``where``. Raises UserError."""
-    return _validate(model, table, where, ())
+def parse(
+    model: type[M], table: dict[str, Any], where: str, overrides: Sequence[str] = ()
+) -> M:
+    """Validate a table that was read from ``where``, with overrides as for `load`. Raises UserError."""
+    changed = copy.deepcopy(table)
+    for override in overrides:
+        _apply(changed, override)
+    return _validate(model, changed, where, overrides)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

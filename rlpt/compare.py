@@ -1,0 +1,172 @@
+"""Several methods from one start, on the same prompts and budget, in one table: mean and interval over seeds."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from rlpt.arms import Arm, arm_config, next_token_config, rl_stage
+from rlpt.config import RunConfig
+from rlpt.console import say
+from rlpt.flops import Cost, step_cost
+from rlpt.policy.load import blueprint
+from rlpt.runlog import read_journal, write_json
+from rlpt.train import run as train
+from rlpt_data.shards import ShardFolder
+from rlpt_data.strict import Strict, load
+
+FIGURES = {
+    "gain": "gain after, nats per token",
+    "gain_change": "change of gain",
+    "accuracy": "next-token accuracy with thought",
+    "bits_per_byte": "bits per byte",
+    "thought_length": "tokens of a thought",
+    "named_answer_rate": "thoughts that name the answer",
+    "sampled_tokens": "sampled tokens",
+    "trained_tokens": "trained tokens",
+    "tflops": "TFLOPs, decoding included",
+    "seconds": "wall seconds",
+}
+"""Columns of the table."""
+
+
+class CompareConfig(Strict):
+    """What `rlpt compare` reads."""
+
+    out_dir: Path
+    base: Path
+    """A run with one RL stage: weights to start from, prompts, budgets, steps, optimiser."""
+    start: str | None = None
+    """Weights that every run starts from, as `RUN_DIR@STEP`; {seed} stands for the seed. Absent: the base run's."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    set: tuple[str, ...] = ()
+    """Changes to all runs, as for --set."""
+
+    @model_validator(mode="after")
+    def _names(self) -> "CompareConfig":
+        names = [arm.name for arm in self.arms]
+        if len(set_ := {*names}) < len(names):
+            raise ValueError(
+                f"arms must differ in name; got {', '.join(names)} ({len(set_)} names)"
+            )
+        if self.arms[0].next_token is not None:
+            raise ValueError(
+                f"arm {names[0]}: the first arm is what next_token is matched with; put a method first"
+            )
+        return self
+
+
+def run(cfg: CompareConfig) -> dict[str, Any]:
+    """Train every arm with every seed, write compare.json and return it. Finished runs are taken as they are.
+
+    All runs are resolved before the first is trained. Raises UserError for any that makes no sense.
+    """
+    plans = list(_plans(cfg))
+    found: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in cfg.arms}
+    for name, seed, resolved in plans:
+        say(f"-- {name}, seed {seed}")
+        summary = train(resolved)
+        found[name].append(figures(resolved, summary))
+    table = {
+        "seeds": list(cfg.seeds),
+        "arms": {name: over_seeds(rows) for name, rows in found.items()},
+        "runs": {name: [row["run_dir"] for row in rows] for name, rows in found.items()},
+    }
+    cfg.out_dir.mkdir(parents=True, exist_ok=True)
+    write_json(cfg.out_dir / "compare.json", table)
+    return table
+
+
+def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
+    """Every run, resolved."""
+    base = load(RunConfig, cfg.base, cfg.set)
+    rl_stage(base, str(cfg.base))
+    for seed in cfg.seeds:
+        start = [] if cfg.start is None else [f"init_from={cfg.start.format(seed=seed)}"]
+        first: RunConfig | None = None
+        for arm in cfg.arms:
+            folder = cfg.out_dir / arm.name / f"seed_{seed}"
+            resolved = arm_config(arm, base, folder, seed, start)
+            first = first or resolved
+            if arm.next_token is not None:
+                resolved = next_token_config(
+                    resolved, matched_steps(resolved, first, arm.next_token)
+                )
+            yield arm.name, seed, resolved
+
+
+def costs(cfg: RunConfig) -> tuple[Cost, int]:
+    """Of a step of the last stage, and how many there are."""
+    plan = blueprint(cfg.policy, ShardFolder.open(cfg.data.shards), cfg.longest_path)
+    stage = cfg.stage[-1]
+    return step_cost(cfg, stage, plan.config, plan.layout), stage.steps
+
+
+def matched_steps(cfg: RunConfig, first: RunConfig, what: str) -> int:
+    """Steps of next-token learning that cost what the first arm's RL stage does, at its longest."""
+    theirs, steps = costs(first)
+    mine, _ = costs(next_token_config(cfg, 1))
+    if what == "flops":
+        return max(1, round(steps * theirs.flops / mine.flops))
+    return max(1, round(steps * theirs.trained_tokens / mine.trained_tokens))
+
+
+def figures(cfg: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    """One run's columns."""
+    last = read_journal(cfg.run_dir / "evaluations.jsonl")[-1]["summary"]
+    metrics = read_journal(cfg.run_dir / "metrics.jsonl")
+    cost, steps = costs(cfg)
+    thought = last["thought"]
+    return {
+        "run_dir": str(cfg.run_dir),
+        "gain": summary["gain_heldout_after"]["mean"],
+        "gain_change": summary["gain_change"]["mean"],
+        "accuracy": summary["next_token_accuracy_thought_after"],
+        "bits_per_byte": (summary["bits_per_byte_after"] or {}).get("mean"),
+        "thought_length": thought["mean_len"],
+        "named_answer_rate": thought["named_answer_rate"],
+        "sampled_tokens": sum(row.get("tokens/rollout", 0.0) for row in metrics),
+        "trained_tokens": sum(row.get("tokens/train", 0.0) for row in metrics),
+        "tflops": cost.flops * steps / 1e12,
+        "seconds": summary["wall_seconds"],
+    }
+
+
+def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean and 95% interval of every column, by Student's t over the seeds; no interval for fewer than three."""
+    return {name: interval([row[name] for row in rows]) for name in FIGURES}
+
+
+def interval(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean, low and high; None where a value is missing or the seeds are fewer than three."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) < len(values) or not known:
+        return {"mean": None, "ci_low": None, "ci_high": None}
+    mean = float(np.mean(known))
+    if len(known) < 3:
+        return {"mean": mean, "ci_low": None, "ci_high": None}
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table, an arm a row; an interval reads mean [low, high]."""
+    lines = ["| arm | " + " | ".join(FIGURES.values()) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    for name, columns in table["arms"].items():
+        cells = [_cell(columns[key]) for key in FIGURES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: dict[str, float | None]) -> str:
+    if value["mean"] is None:
+        return "-"
+    if value["ci_low"] is None:
+        return f"{value['mean']:.4g}"
+    return f"{value['mean']:.4g} [{value['ci_low']:.4g}, {value['ci_high']:.4g}]"
