@@ -265,6 +265,11 @@ class RunConfig(Strict):
 
     def _check_reward(self, stage: RLStage) -> None:
         reward, predicted = stage.reward, self.thought.prediction_tokens
+        if stage.budget is not None and stage.budget.start > self.thought.budget_tokens:
+            raise ValueError(
+                f"stage {stage.name}: budget.start = {stage.budget.start} exceeds thought.budget_tokens = "
+                f"{self.thought.budget_tokens}; raise that"
+            )
         if reward.predicts and not predicted:
             raise ValueError(
                 f"stage {stage.name}: reward {reward.kind} looks at a prediction; set thought.prediction_tokens >= 1"

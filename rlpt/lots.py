@@ -22,6 +22,8 @@ class Lot:
     """Absent until they are collected."""
     uses: int = 0
     """Times it was trained."""
+    budget: int | None = None
+    """Most tokens of its thoughts, where the stage has a schedule."""
 
     @property
     def oldest(self) -> int:
@@ -51,12 +53,13 @@ def lot_of(
     epoch, document = stream.at(row["position"])
     prompts = prompts_of(trunk(document, epoch, cfg, seed), cfg, markers)
     groups = None if row["groups"] is None else groups_of(row["groups"], prompts, where)
-    return Lot(row["position"], prompts, [], groups, row["uses"])
+    return Lot(row["position"], prompts, [], groups, row["uses"], row["budget"])
 
 
 def lot_row(lot: Lot, place: str) -> Row:
     groups = None if lot.groups is None else [group_row(group) for group in lot.groups]
-    return {"place": place, "position": lot.position, "uses": lot.uses, "groups": groups}
+    held = {"position": lot.position, "uses": lot.uses, "budget": lot.budget}
+    return {"place": place, **held, "groups": groups}
 
 
 def ages(groups: Sequence[Group], step: int) -> Sums:

@@ -91,7 +91,7 @@ class SavedSupply:
 def foreign(group: Group) -> Group:
     """A group whose tokens no version of this run sampled."""
     rollouts = (replace(r, version=np.full_like(r.version, -1)) for r in group.rollouts)
-    return Group(group.prompt, tuple(rollouts))
+    return replace(group, rollouts=tuple(rollouts))
 
 
 def groups_path(run_dir: Path, step: int) -> Path:

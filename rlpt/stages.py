@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlpt.curriculum import DecayingBudget
 from rlpt.reward.base import Kit, Reward
 from rlpt.reward.gates import Gate, Gated
 from rlpt.reward.likelihood import LikelihoodReward
@@ -162,6 +163,8 @@ class RLStage(StageBase):
     reference_every: Count = 0
     """Steps after which the frozen copy is renewed from the policy; 0: never. 1: the policy before its last update."""
     update: UpdateConfig = UpdateConfig()
+    budget: DecayingBudget | None = None
+    """Longest thought step by step; None: `thought.budget_tokens` in all."""
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
 

@@ -8,6 +8,7 @@ another time), or dropped and counted.
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from rlpt import dist
 from rlpt.config import PromptConfig
@@ -53,6 +54,8 @@ class Supply:
         self.world = world
         self.next = 0
         """First position that no rank has dispatched."""
+        self.budget: int | None = None
+        """Most tokens of the thoughts that are asked for now."""
         self.waiting: deque[Lot] = deque()
         self.kept: deque[Lot] = deque()
         self.share = stage.documents_per_step // world.size
@@ -65,6 +68,7 @@ class Supply:
         Collective. ``steps_left`` counts this one: nothing is dispatched that could not be trained.
         """
         started = time.perf_counter()
+        self._begin(self.stage.steps - steps_left)
         again = self._again(step)
         fresh = self.share - len(again)
         most_ahead = min(self.rollout.steps_ahead, steps_left - 1)
@@ -78,6 +82,11 @@ class Supply:
             "time/wait": (time.perf_counter() - started, 1.0),
         }
         return Batch([lot.position for lot in lots], groups, sums, lots)
+
+    def _begin(self, stage_step: int) -> None:
+        """What is asked for after so many steps of the stage."""
+        if self.stage.budget is not None:
+            self.budget = self.stage.budget.at(stage_step, self.stage.steps)
 
     @property
     def _fresh_share(self) -> int:
@@ -143,7 +152,7 @@ class Supply:
             self.stream, self.next, total, self.cfg, self.seed, self.branch_tokens, self.world
         )
         lots = [
-            Lot(self.next + position, prompts_of(each, self.cfg, self.markers))
+            Lot(self.next + position, prompts_of(each, self.cfg, self.markers), budget=self.budget)
             for position, each in zip(positions, trunks, strict=True)
         ]
         self.next += total
@@ -151,11 +160,13 @@ class Supply:
         self.waiting += lots
 
     def _submit(self, lots: Sequence[Lot]) -> None:
-        prompts = [prompt for lot in lots for prompt in lot.prompts]
         purpose = f"rollout/{self.stage.name}"
-        tickets = iter(self.engine.submit(prompts, self.stage.group_size, purpose))
-        for lot in lots:
-            lot.tickets = [next(tickets) for _ in lot.prompts]
+        for budget, alike in groupby(lots, key=lambda lot: lot.budget):
+            same = list(alike)
+            prompts = [prompt for lot in same for prompt in lot.prompts]
+            tickets = iter(self.engine.submit(prompts, self.stage.group_size, purpose, budget))
+            for lot in same:
+                lot.tickets = [next(tickets) for _ in lot.prompts]
 
     def trained(self, batch: Batch) -> None:
         """The batch is in the weights: what may be trained again is kept."""

@@ -130,6 +130,8 @@ class Group:
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]
+    budget: int | None = None
+    """Most tokens of a thought when they were sampled; engines know it."""
 
 
 @dataclass(frozen=True)

@@ -42,15 +42,19 @@ class FormatGate(Strict):
 
 
 class LengthBudget(Strict):
-    """(1 - weight) r + weight x triangle: 1 at ``tokens``, 0 at none and at twice as many (RMT, arXiv 2509.24375)."""
+    """(1 - weight) r + weight x triangle: 1 at ``tokens``, 0 at none and at twice as many (RMT, arXiv 2509.24375).
+
+    tokens = "budget": those of the budget that the thought was sampled under.
+    """
 
     kind: Literal["length_budget"]
-    tokens: Tokens
+    tokens: Tokens | Literal["budget"]
     weight: Share
 
     def __call__(self, reward_PG: Values, groups: Sequence[Group]) -> Values:
         length_PG = _lengths(groups)
-        triangle_PG = np.maximum(0.0, 1.0 - np.abs(length_PG - self.tokens) / self.tokens)
+        tokens = self.tokens if self.tokens != "budget" else _budgets(groups)
+        triangle_PG = np.maximum(0.0, 1.0 - np.abs(length_PG - tokens) / tokens)
         return (1.0 - self.weight) * reward_PG + self.weight * triangle_PG
 
 
@@ -132,3 +136,8 @@ def _lengths(groups: Sequence[Group]) -> Values:
     return np.array(
         [[float(rollout.thought_len) for rollout in group.rollouts] for group in groups]
     )
+
+
+def _budgets(groups: Sequence[Group]) -> Float[np.ndarray, "P 1"]:
+    assert all(group.budget for group in groups), "a group without a budget"
+    return np.array([[float(group.budget or 0)] for group in groups])

@@ -116,7 +116,11 @@ class Decoding:
             _rollout(ids[n], logp[n], action[n], int(closed[n]), version) for n in range(len(ids))
         ]
         return [
-            Group(prompt, tuple(rollouts[p * group_size : (p + 1) * group_size]))
+            Group(
+                prompt,
+                tuple(rollouts[p * group_size : (p + 1) * group_size]),
+                self.thought.budget_tokens,
+            )
             for p, prompt in enumerate(prompts)
         ]
 

@@ -26,8 +26,13 @@ class Engine(Protocol):
     is_reference: bool
     """Whether it computes with the trainer's own code, so that its log-probabilities need no watching."""
 
-    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[Ticket]:
-        """Ask for ``group_size`` rollouts of each prompt; the cuts of a document stand together."""
+    def submit(
+        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int | None = None
+    ) -> list[Ticket]:
+        """Ask for ``group_size`` rollouts of each prompt; the cuts of a document stand together.
+
+        Thoughts have up to ``budget`` tokens, at most `thought.budget_tokens`, which None stands for.
+        """
         ...
 
     def collect(self, tickets: Sequence[Ticket]) -> list[Group]:

@@ -27,6 +27,7 @@ _WAIT = 1.0
 class _Asked:
     prompt: Prompt
     seat: Seat
+    budget: int
 
 
 class Fleet:
@@ -60,7 +61,10 @@ class Fleet:
         self._prefixes = PrefixCount()
         self._before: dict[str, float] = {}
 
-    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[str]:
+    def submit(
+        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int | None = None
+    ) -> list[str]:
+        budget = budget or self.thought.budget_tokens
         tickets = [f"{self._session}.{self._number + p}" for p in range(len(prompts))]
         self._number += len(prompts)
         whole: dict[int, list[int]] = {}
@@ -70,9 +74,9 @@ class Fleet:
         for document in whole.values():
             seat = min(self.seats, key=lambda s: s.load + sum(map(_tokens, dealt.get(s.name, ()))))
             for p in sorted(document, key=lambda p: prompts[p].cut):
-                self._asked[tickets[p]] = _Asked(prompts[p], seat)
+                self._asked[tickets[p]] = _Asked(prompts[p], seat, budget)
                 dealt.setdefault(seat.name, []).append(
-                    self._job(tickets[p], prompts[p], group_size, purpose)
+                    self._job(tickets[p], prompts[p], group_size, purpose, budget)
                 )
         for seat in self.seats:
             if jobs := dealt.get(seat.name):
@@ -80,16 +84,11 @@ class Fleet:
                 seat.submit(jobs)
         return tickets
 
-    def _job(self, ticket: str, prompt: Prompt, group_size: int, purpose: str) -> wire.Job:
+    def _job(
+        self, ticket: str, prompt: Prompt, group_size: int, purpose: str, budget: int
+    ) -> wire.Job:
         key = rng.key(self.seed, purpose, *prompt.key)
-        return wire.job(
-            ticket,
-            prompt,
-            group_size,
-            key,
-            self.thought.budget_tokens,
-            self.thought.prediction_tokens,
-        )
+        return wire.job(ticket, prompt, group_size, key, budget, self.thought.prediction_tokens)
 
     def collect(self, tickets: Sequence[str]) -> list[Group]:
         if self.version < 0:
@@ -109,9 +108,9 @@ class Fleet:
 
     def _take(self, seat: Seat, wait: float) -> None:
         for one in seat.poll(wait):
-            prompt = self._asked.pop(one.ticket).prompt
+            asked = self._asked.pop(one.ticket)
             rollouts = tuple(wire.rollout(sampled, self.markers.closer) for sampled in one.rollouts)
-            self._done[one.ticket] = Group(prompt, rollouts)
+            self._done[one.ticket] = Group(asked.prompt, rollouts, asked.budget)
 
     def cancel(self, tickets: Sequence[str]) -> None:
         for ticket in tickets:

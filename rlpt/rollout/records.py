@@ -21,6 +21,7 @@ def group_row(group: Group) -> Row:
     return {
         "document": prompt.trunk.document,
         "cut": prompt.key[2],
+        "budget": group.budget,
         "rollouts": [_rollout_row(rollout) for rollout in group.rollouts],
     }
 
@@ -47,7 +48,7 @@ def groups_of(rows: Sequence[Row], prompts: Sequence[Prompt], where: str) -> lis
                 f"{where}: holds thoughts before token {row['cut']} of document {row['document']}, which these shards "
                 "and this seed do not cut there; use the run's own shards, prompts and seed"
             )
-        groups.append(Group(prompt, tuple(_rollout(one) for one in row["rollouts"])))
+        groups.append(Group(prompt, tuple(map(_rollout, row["rollouts"])), row["budget"]))
     return groups
 
 

@@ -37,7 +37,9 @@ class PacedEngine:
         self.open: dict[str, tuple[Prompt, int, list[int]]] = {}
         self.names = itertools.count()
 
-    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[str]:
+    def submit(
+        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int | None = None
+    ) -> list[str]:
         assert purpose == "rollout/rl"
         tickets = [f"{id(self)}/{next(self.names)}" for _ in prompts]
         for ticket, prompt in zip(tickets, prompts, strict=True):

@@ -232,3 +232,24 @@ def test_engines_leave_the_configuration_alone(bench) -> None:
         "sdpa",
     )
     assert shared.lm.config._attn_implementation == attention.NAME
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_shorter_budget_is_the_beginning_of_the_same_thought(layout: str, bench, forest) -> None:
+    engine = bench().engine(layout, THOUGHT)
+    asked = [engine.submit(forest, 3, "train", budget) for budget in (2, None, 6)]
+    # Collected together: groups of one call may have different budgets.
+    groups, count = engine.collect([ticket for tickets in asked for ticket in tickets]), len(forest)
+    short, whole, same = (groups[i * count : (i + 1) * count] for i in range(3))
+    assert [{group.budget for group in groups} for groups in (short, whole, same)] == [
+        {2},
+        {6},
+        {6},
+    ]
+    for one, other, third in zip(short, whole, same, strict=True):
+        for cut_off, full, again in zip(one.rollouts, other.rollouts, third.rollouts, strict=True):
+            assert again.ids.tolist() == full.ids.tolist()
+            assert cut_off.thought_len == min(2, full.thought_len)
+            assert cut_off.thought_ids.tolist() == full.thought_ids[:2].tolist()
+            closed = full.finish == "closer" and full.thought_len < 2
+            assert cut_off.finish == ("closer" if closed else "budget")

@@ -138,6 +138,18 @@ def test_work_goes_where_the_least_is_owed(fleet_of, trunk, prompt) -> None:
         seat.process.now.backend.steps_left = None
 
 
+def test_a_call_may_ask_for_shorter_thoughts(fleet_of, trunk, prompt) -> None:
+    fleet = fleet_of(1)
+    fleet.publish(weights(1.0), 0)
+    asked = documents(trunk, prompt, 2)
+    short, whole = (fleet.collect(fleet.submit(asked, GROUP, "a", most)) for most in (2, None))
+    assert ({group.budget for group in short}, {group.budget for group in whole}) == ({2}, {7})
+    for one, other in zip(short, whole, strict=True):
+        for cut_off, full in zip(one.rollouts, other.rollouts, strict=True):
+            assert cut_off.thought_len == min(2, full.thought_len)
+            assert cut_off.thought_ids.tolist() == full.thought_ids[:2].tolist()
+
+
 def test_a_ticket_is_good_once(fleet_of, trunk, prompt) -> None:
     fleet = fleet_of(2)
     fleet.publish(weights(1.0), 0)
