@@ -61,14 +61,15 @@ def centred(
     baseline: Baseline,
     resolution: float = RESOLUTION,
     kept_PG: Mask | None = None,
+    relative: bool = False,
 ) -> Float[np.ndarray, "P G"]:
     """Rewards minus a baseline of their group.
 
     group_mean: r - mean. leave_one_out: r - mean of the others = G/(G-1) (r - mean), which is
     unbiased (RLOO; RLP, arXiv 2510.01265, Eq. 7). none: r as it is. Both baselines give exactly 0
-    to a group whose rewards lie within ``resolution`` of each other, and where one rollout at most
-    is kept. Raises FloatingPointError naming a prompt whose reward is not finite, ValueError where
-    there are no siblings.
+    to a group whose rewards lie within ``resolution`` of each other (``relative``: that share of the
+    largest), and where one rollout at most is kept. Raises FloatingPointError naming a prompt whose
+    reward is not finite, ValueError where there are no siblings.
     """
     reward_PG = reward_PG.astype(np.float64)
     kept_PG = _all(reward_PG) if kept_PG is None else kept_PG
@@ -82,7 +83,7 @@ def centred(
     centred_PG = reward_PG - mean_P1
     if baseline == "leave_one_out":
         centred_PG = centred_PG * (count_P1 / np.maximum(count_P1 - 1, 1))
-    silent_P1 = agreeing(reward_PG, resolution, kept_PG)[:, None]
+    silent_P1 = agreeing(reward_PG, resolution, kept_PG, relative)[:, None]
     return np.where(kept_PG & ~silent_P1, centred_PG, 0.0)
 
 
@@ -94,6 +95,7 @@ def advantage(
     moments: Moments | None = None,
     resolution: float = RESOLUTION,
     kept_PG: Mask | None = None,
+    relative: bool = False,
 ) -> Float[np.ndarray, "P G"]:
     """Centred rewards, divided by 1, by the std of their group's or of the batch's, or by their group's mean reward.
 
@@ -102,12 +104,14 @@ def advantage(
     is MaxRL's (arXiv 2602.02710): rewards must not be negative, and a group without any gets 0.
     ``moments`` are ``batch_moments`` of the centred rewards added over ranks; batch_std needs them.
     """
-    centred_PG = centred(reward_PG, baseline=baseline, resolution=resolution, kept_PG=kept_PG)
+    centred_PG = centred(
+        reward_PG, baseline=baseline, resolution=resolution, kept_PG=kept_PG, relative=relative
+    )
     kept_PG = _all(reward_PG) if kept_PG is None else kept_PG
     if scale == "none":
         return centred_PG
     if scale == "group_std":
-        silent_P1 = agreeing(reward_PG, resolution, kept_PG)[:, None]
+        silent_P1 = agreeing(reward_PG, resolution, kept_PG, relative)[:, None]
         return _divided(centred_PG, np.where(silent_P1, 0.0, group_std(centred_PG, kept_PG)))
     if scale == "group_mean":
         return _divided(centred_PG, np.maximum(_means(reward_PG, kept_PG)[0], 0.0))
@@ -129,13 +133,18 @@ def agreeing(
     reward_PG: Float[np.ndarray, "P G"],
     resolution: float = RESOLUTION,
     kept_PG: Mask | None = None,
+    relative: bool = False,
 ) -> Bool[np.ndarray, " P"]:
-    """Groups whose rewards lie within ``resolution``, or within float64's own, of each other."""
+    """Groups whose rewards lie within ``resolution``, or within float64's own, of each other.
+
+    ``relative``: within that share of the largest, as probabilities that were rounded as logarithms do.
+    """
     kept_PG = _all(reward_PG) if kept_PG is None else kept_PG
     highest_P = np.where(kept_PG, reward_PG, -np.inf).max(axis=1)
     spread_P = highest_P - np.where(kept_PG, reward_PG, np.inf).min(axis=1)
     largest_P = np.where(kept_PG, np.abs(reward_PG), 0.0).max(axis=1, initial=0.0)
-    return spread_P <= np.maximum(resolution, 4 * np.finfo(np.float64).eps * largest_P)
+    least_P = resolution * largest_P if relative else resolution
+    return spread_P <= np.maximum(least_P, 4 * np.finfo(np.float64).eps * largest_P)
 
 
 def _all(value_PG: np.ndarray) -> Mask:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlpt import dist
 from rlpt.frames import Framed
 from rlpt.policy.packing import Layout, Packed, Rows, pack, rows
-from rlpt.types import Branch, Group, Markers, Trunk, concat
+from rlpt.types import Branch, Group, Markers, Trunk, bare_branch, concat
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def padded_costs(documents: Sequence[Sequence[Group]], wanted: Wanted, layout: L
             for g in range(len(group.rollouts))
             for _, branch in [_branch(group, g, wanted)]
         ]
+        paths += [branch.cut + len(branch.ids) for _, branch in bare_pairs(groups, wanted)]
         if wanted.continuations or wanted.text:
             paths += [len(trunk.ids) for trunk in trunks_of(groups)]
         widest = max(widest, *paths)
@@ -127,6 +128,7 @@ def document_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> in
     branches = [
         _branch(group, g, wanted)[1] for group in groups for g in range(len(group.rollouts))
     ]
+    branches += [branch for _, branch in bare_pairs(groups, wanted)]
     own = sum(len(branch.ids) for branch in branches)
     whole = len(trunk.ids) if wanted.continuations or wanted.text else 0
     if layout == "naive":
@@ -150,7 +152,7 @@ def rollout_batch(
     pairs = [_branch(group, g, wanted) for group in groups for g in range(len(group.rollouts))]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     trunks = trunks_of(groups) if wanted.continuations or wanted.text else []
-    packed = pack(trunks, pairs, device, layout)
+    packed = pack(trunks, pairs + bare_pairs(groups, wanted), device, layout)
     at = [np.flatnonzero(rollout.action) for rollout in rollouts]
     hidden = [
         packed.branch_rows(b, branch.score_start, len(branch.ids))[kept]
@@ -181,9 +183,21 @@ def _branch(group: Group, g: int, wanted: Wanted) -> tuple[Trunk, Branch]:
     """The branch of one rollout; ``score_start`` is where its own tokens begin, after the opener."""
     prompt = group.prompt
     prefix = prompt.policy_ids[prompt.cut :]
-    after = prompt.continuation_ids if wanted.continuations else ()
+    after = concat(prompt.frame.bridge, prompt.continuation_ids) if wanted.continuations else ()
     ids = concat(prefix, group.rollouts[g].ids, after)
     return prompt.trunk, Branch(prompt.cut, ids, score_start=len(prefix))
+
+
+def framed(groups: Sequence[Group]) -> bool:
+    """Whether held-out text without a thought is no part of the trunk, because a frame stands before it."""
+    return any(group.prompt.frame.between for group in groups)
+
+
+def bare_pairs(groups: Sequence[Group], wanted: Wanted) -> list[tuple[Trunk, Branch]]:
+    """Held-out text without a thought, where it takes branches of its own."""
+    if not wanted.continuations or not framed(groups):
+        return []
+    return [(group.prompt.trunk, bare_branch(group.prompt)) for group in groups]
 
 
 def _continuation_rows(
@@ -194,6 +208,7 @@ def _continuation_rows(
         # A reward that scores the held-out text has no prediction between closer and continuation.
         for rollout in group.rollouts:
             start = len(group.prompt.policy_ids) - group.prompt.cut + len(rollout.ids)
+            start += len(group.prompt.frame.bridge)
             hidden.append(packed.branch_rows(b, start, start + group.prompt.horizon))
             target.append(group.prompt.continuation_ids)
             b += 1
@@ -209,20 +224,28 @@ def _no_think_rows(
 ) -> Rows:
     order = {id(trunk): k for k, trunk in enumerate(trunks)}
     prompts = [group.prompt for group in groups]
-    hidden = [packed.trunk_rows(order[id(p.trunk)], p.cut, p.cut + p.horizon) for p in prompts]
+    if framed(groups):
+        first = sum(len(group.rollouts) for group in groups)
+        starts = [len(prompt.frame.between) for prompt in prompts]
+        hidden = [
+            packed.branch_rows(first + k, start, start + prompt.horizon)
+            for k, (start, prompt) in enumerate(zip(starts, prompts, strict=True))
+        ]
+    else:
+        hidden = [packed.trunk_rows(order[id(p.trunk)], p.cut, p.cut + p.horizon) for p in prompts]
     return rows(hidden, [p.continuation_ids for p in prompts], markers.ids, device)
 
 
 def text_positions(
     groups: Sequence[Group], wanted: Wanted
-) -> list[tuple[Trunk, Int[np.ndarray, " S"]]]:
-    """Every trunk of the groups with the positions that the next-token term trains on."""
+) -> list[tuple[Trunk, np.ndarray]]:
+    """Every trunk of the groups with the positions, int64, that the next-token term trains on."""
     found = []
     for part in documents(groups):
         trunk = groups[part[0]].prompt.trunk
         free = np.ones(len(trunk.ids), dtype=bool)
-        # The first has no context.
-        free[0] = False
+        # The first has no context, and a frame is no text.
+        free[: max(1, trunk.head)] = False
         for prompt in [groups[p].prompt for p in part] if not wanted.targets else ():
             free[prompt.cut : prompt.cut + prompt.horizon] = False
         found.append((trunk, np.flatnonzero(free)))
@@ -231,7 +254,7 @@ def text_positions(
 
 def _text_rows(
     packed: Packed,
-    positions: Sequence[tuple[Trunk, Int[np.ndarray, " S"]]],
+    positions: Sequence[tuple[Trunk, np.ndarray]],
     markers: Markers,
     device: torch.device,
 ) -> Rows:

@@ -79,11 +79,15 @@ class Credit:
     ) -> Float[np.ndarray, "P G"]:
         """Advantages but for a factor that only the whole batch knows."""
         cfg = self.stage.advantage
-        if cfg.scale == "batch_std":
-            return advantage(reward_PG, baseline=cfg.baseline, scale="none", kept_PG=kept_PG)
-        return self._clipped(
-            advantage(reward_PG, baseline=cfg.baseline, scale=cfg.scale, kept_PG=kept_PG)
+        whole = cfg.scale == "batch_std"
+        found_PG = advantage(
+            reward_PG,
+            baseline=cfg.baseline,
+            scale="none" if whole else cfg.scale,
+            kept_PG=kept_PG,
+            relative=self.stage.reward.relative,
         )
+        return found_PG if whole else self._clipped(found_PG)
 
     def _clipped(self, advantage_PG: Float[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
         cfg = self.stage.advantage

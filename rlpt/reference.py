@@ -29,8 +29,8 @@ def rollouts(groups: Sequence[Group]) -> list[Rollout]:
     return [rollout for group in groups for rollout in group.rollouts]
 
 
-def action_logps(scorer: Scorer, groups: Sequence[Group]) -> list[Float[np.ndarray, " A"]]:
-    """Log-probabilities of every rollout's actions. Collective."""
+def action_logps(scorer: Scorer, groups: Sequence[Group]) -> list[np.ndarray]:
+    """Log-probabilities of every rollout's actions, an array each, float64. Collective."""
     scores = scorer.branches(action_pairs(groups))
     chosen = zip(scores, rollouts(groups), strict=True)
     return [score.logp[rollout.action].astype(np.float64) for score, rollout in chosen]
@@ -46,7 +46,7 @@ class Reference:
     sums: Sums = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._logps: list[Float[np.ndarray, " A"]] | None = None
+        self._logps: list[np.ndarray] | None = None
         if self.learner.reference is None:
             return
         logged = self.groups if self.cfg.weight else self.groups[::LOGGED_SHARE]
@@ -55,7 +55,7 @@ class Reference:
         if self.cfg.weight:
             self._logps = logps
 
-    def _log(self, groups: Sequence[Group], logps: Sequence[Float[np.ndarray, " A"]]) -> None:
+    def _log(self, groups: Sequence[Group], logps: Sequence[np.ndarray]) -> None:
         """k3, which is never negative, and k1, for its sign, of what sampled the actions."""
         d_A = np.concatenate(
             [*(r.logp[r.action] - own for r, own in zip(rollouts(groups), logps, strict=True)), []]

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rlpt.types import Branch, Group, Ids, Markers, Scores, Sums, Trunk
+from rlpt.types import Branch, Group, Ids, Markers, Prompt, Scores, Sums, Trunk, bare_branch
 from rlpt_data.strict import Strict
 
 
@@ -61,6 +61,11 @@ class RewardBase(Strict):
     @property
     def signed(self) -> bool:
         """Whether rewards may be negative: advantages that divide by their mean refuse them."""
+        return False
+
+    @property
+    def relative(self) -> bool:
+        """Whether rounding is a share of the reward, as of a probability, and not a number of nats."""
         return False
 
     def replicas(self, centred: bool) -> frozenset[str]:
@@ -124,8 +129,11 @@ def _whole(parts: Sequence[np.ndarray | None], order: np.ndarray) -> np.ndarray 
     return np.concatenate(present)[order] if present else None
 
 
-def no_think_spans(groups: Sequence[Group]) -> list[tuple[Trunk, int, int]]:
-    return [(g.prompt.trunk, g.prompt.cut, g.prompt.cut + g.prompt.horizon) for g in groups]
+def bare_scores(scorer: Scorer, prompts: Sequence[Prompt]) -> list[Scores]:
+    """log p(y | x): off the trunk, or where a frame stands between text and answer, off a branch without a thought."""
+    if any(prompt.frame.between for prompt in prompts):
+        return scorer.branches([(prompt.trunk, bare_branch(prompt)) for prompt in prompts])
+    return scorer.trunks([(p.trunk, p.cut, p.cut + p.horizon) for p in prompts])
 
 
 def mean_of(name: str, value: np.ndarray) -> Sums:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from rlpt.reward import aggregates
-from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded, mean_of, no_think_spans
+from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded, bare_scores, mean_of
 from rlpt.reward.gain import gain
 from rlpt.reward.shapes import Lengths, Shape, shaped
 from rlpt.types import Branch, Group, Ids, Scores, concat, thought_branch
@@ -56,6 +56,10 @@ class LikelihoodReward(RewardBase):
     """Of `discounted`."""
     shapes: tuple[Shape, ...] = ()
     foreign: ForeignModel | None = None
+
+    @property
+    def relative(self) -> bool:
+        return self.aggregate in ("product", "geometric_mean") and self.baseline == "none"
 
     def replicas(self, centred: bool) -> frozenset[str]:
         used = {self.scorer} if self.cancels(centred) else {self.scorer, self.baseline}
@@ -182,13 +186,13 @@ class Likelihood:
         return aggregates.PLAIN[self.cfg.aggregate](logp_GC)
 
     def _policy(self, groups: Sequence[Group]) -> PolicyScores:
-        no_think = self.kit.scorers["policy"].trunks(no_think_spans(groups))
+        bare = bare_scores(self.kit.scorers["policy"], [group.prompt for group in groups])
         pairs = [
             (group.prompt.trunk, thought_branch(group.prompt, self.kit.markers, r.thought_ids))
             for group in groups
             for r in group.rollouts
         ]
-        return PolicyScores(self.kit.scorers["policy"].branches(pairs), no_think)
+        return PolicyScores(self.kit.scorers["policy"].branches(pairs), bare)
 
     def _thoughts(self, name: str, groups: Sequence[Group]) -> list[Scores]:
         pairs = [
@@ -206,7 +210,10 @@ class Likelihood:
         else:
             ids = concat(separator, thought_ids, separator, prompt.continuation_ids)
             branch = Branch(prompt.cut, ids, len(ids) - prompt.horizon)
-        return branch if self.cfg.context == "shown" else Branch(0, branch.ids, branch.score_start)
+        if self.cfg.context == "shown":
+            return branch
+        head = prompt.frame.head
+        return Branch(0, concat(head, branch.ids), len(head) + branch.score_start)
 
     def _baseline(
         self, groups: Sequence[Group], no_think: list[Scores]
@@ -223,7 +230,7 @@ class Likelihood:
             ]
             scores = self.kit.scorers["policy"].branches(pairs)
         else:
-            scores = self.kit.scorers[name].trunks(no_think_spans(groups))
+            scores = bare_scores(self.kit.scorers[name], [group.prompt for group in groups])
         return [_checked(score.logp, p, "no thought") for p, score in enumerate(scores)]
 
 

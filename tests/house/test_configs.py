@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlpt.compare import CompareConfig
 from rlpt.config import EvalJobConfig, RunConfig
 from rlpt_data.contamination import IndexConfig
 from rlpt_data.prepare import PrepareConfig
@@ -15,10 +16,15 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 
 
-def model_of(path: Path) -> type[RunConfig | PrepareConfig | EvalJobConfig | IndexConfig]:
+Model = RunConfig | PrepareConfig | EvalJobConfig | IndexConfig | CompareConfig
+
+
+def model_of(path: Path) -> type[Model]:
     table = tomllib.loads(path.read_text())
     if "stage" in table:
         return RunConfig
+    if "arms" in table:
+        return CompareConfig
     if "sets" in table:
         return IndexConfig
     return PrepareConfig if "source" in table else EvalJobConfig
@@ -40,9 +46,14 @@ def test_what_a_run_writes_stays_under_runs(path: Path) -> None:
 
 
 def test_every_folder_the_readme_names_holds_configs_of_its_command() -> None:
-    models = {"data": PrepareConfig, "train": RunConfig, "eval": EvalJobConfig}
+    models = {
+        "data": PrepareConfig,
+        "train": RunConfig,
+        "eval": EvalJobConfig,
+        "methods": RunConfig,
+    }
     rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "configs/README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == ["data", "eval", "proving", "train"]
+    assert sorted(rows) == ["data", "eval", "methods", "proving", "train"]
     for folder in rows:
         found = {model_of(path) for path in CONFIGS if path.parent.name == folder}
         assert found, f"configs/{folder} is empty"
