@@ -32,6 +32,8 @@ class Arm(Strict):
     first arm."""
     set: tuple[str, ...] = ()
     """Changes to the arm's run, as for --set."""
+    control: bool = False
+    """Whether its rewards know nothing of the thought: it must gain nothing."""
 
     @model_validator(mode="after")
     def _one_thing(self) -> "Arm":

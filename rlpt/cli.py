@@ -205,6 +205,7 @@ def compare(config: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Train several methods from one start and put them in one table.
 
     Same prompts, same budget; mean and interval over seeds. Finished runs are taken as they are.
+    Exits 1 if a bar of CONFIG is missed.
     """
     from rlpt.compare import CompareConfig, markdown, run
     from rlpt_data.strict import load
@@ -212,7 +213,11 @@ def compare(config: Path, overrides: Sequence[str], as_json: bool) -> None:
     settings = load(CompareConfig, config, overrides)
     found = run(settings)
     click.echo(markdown(found))
+    for line in found["failed"]:
+        click.echo(f"FAILED {line}", err=True)
     finish(found | {"out": settings.out_dir / "compare.json"}, as_json)
+    if found["failed"]:
+        click.get_current_context().exit(1)
 
 
 def _seeds(_context: click.Context, _parameter: click.Parameter, text: str) -> list[int]:

@@ -16,7 +16,7 @@ from rlpt.policy.load import blueprint
 from rlpt.runlog import read_journal, write_json
 from rlpt.train import run as train
 from rlpt_data.shards import ShardFolder
-from rlpt_data.strict import Strict, load
+from rlpt_data.strict import Strict, UserError, load
 
 FIGURES = {
     "gain": "gain after, nats per token",
@@ -45,6 +45,12 @@ class CompareConfig(Strict):
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     set: tuple[str, ...] = ()
     """Changes to all runs, as for --set."""
+    least_gain: float | None = None
+    """Bar: the mean gain over seeds of every arm that is no control. Absent: none."""
+    most_control_change: float | None = None
+    """Bar: the upper end of the interval of every control's change of gain. It may lose any amount."""
+    domain: str | None = None
+    """Gains of this domain alone; absent: of all."""
 
     @model_validator(mode="after")
     def _names(self) -> "CompareConfig":
@@ -70,15 +76,30 @@ def run(cfg: CompareConfig) -> dict[str, Any]:
     for name, seed, resolved in plans:
         say(f"-- {name}, seed {seed}")
         summary = train(resolved)
-        found[name].append(figures(resolved, summary))
+        found[name].append(figures(resolved, summary, cfg.domain))
     table = {
         "seeds": list(cfg.seeds),
         "arms": {name: over_seeds(rows) for name, rows in found.items()},
         "runs": {name: [row["run_dir"] for row in rows] for name, rows in found.items()},
     }
+    table["failed"] = missed(cfg, table["arms"])
     cfg.out_dir.mkdir(parents=True, exist_ok=True)
     write_json(cfg.out_dir / "compare.json", table)
     return table
+
+
+def missed(cfg: CompareConfig, arms: dict[str, Any]) -> list[str]:
+    """The bars that were not met, in words."""
+    lines = []
+    for arm in cfg.arms:
+        gain, change = arms[arm.name]["gain"]["mean"], arms[arm.name]["gain_change"]
+        if not arm.control and cfg.least_gain is not None and not gain >= cfg.least_gain:
+            lines.append(f"{arm.name}: gain {gain:.3f} is below {cfg.least_gain}")
+        most = cfg.most_control_change
+        high = change["ci_high"] if change["ci_high"] is not None else change["mean"]
+        if arm.control and most is not None and not high <= most:
+            lines.append(f"{arm.name}: a control gained {high:.3f}, more than {most}")
+    return lines
 
 
 def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
@@ -115,16 +136,18 @@ def matched_steps(cfg: RunConfig, first: RunConfig, what: str) -> int:
     return max(1, round(steps * theirs.trained_tokens / mine.trained_tokens))
 
 
-def figures(cfg: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
+def figures(cfg: RunConfig, summary: dict[str, Any], domain: str | None) -> dict[str, Any]:
     """One run's columns."""
-    last = read_journal(cfg.run_dir / "evaluations.jsonl")[-1]["summary"]
+    journal = [row["summary"] for row in read_journal(cfg.run_dir / "evaluations.jsonl")]
+    gains = [_gain(row, domain) for row in (journal[0], journal[-1])]
+    last = journal[-1]
     metrics = read_journal(cfg.run_dir / "metrics.jsonl")
     cost, steps = costs(cfg)
     thought = last["thought"]
     return {
         "run_dir": str(cfg.run_dir),
-        "gain": summary["gain_heldout_after"]["mean"],
-        "gain_change": summary["gain_change"]["mean"],
+        "gain": gains[1],
+        "gain_change": gains[1] - gains[0],
         "accuracy": summary["next_token_accuracy_thought_after"],
         "bits_per_byte": (summary["bits_per_byte_after"] or {}).get("mean"),
         "thought_length": thought["mean_len"],
@@ -134,6 +157,16 @@ def figures(cfg: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
         "tflops": cost.flops * steps / 1e12,
         "seconds": summary["wall_seconds"],
     }
+
+
+def _gain(evaluated: dict[str, Any], domain: str | None) -> float:
+    """Held-out gain of one evaluation, nats per token. Raises UserError for a domain it has not seen."""
+    if domain is None:
+        return float(evaluated["gain_heldout"]["mean"])
+    if domain not in evaluated["per_domain"]:
+        known = ", ".join(sorted(evaluated["per_domain"]))
+        raise UserError(f"domain = {domain!r}: evaluated were {known}")
+    return float(evaluated["per_domain"][domain]["gain_heldout"]["mean"])
 
 
 def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
