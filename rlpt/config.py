@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
 from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.templates import INLINE, FrameConfig
 from rlpt.terms import Fraction
 from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import Strict
@@ -109,6 +110,8 @@ class PromptConfig(Strict):
     """With segment = "middle": the share of the samples that are such; the others hold out what comes next."""
     after_tokens: Positive = 32
     """Of a middle segment's context, most tokens that come after it; they count towards context_tokens."""
+    frame: FrameConfig = INLINE
+    """What stands around the text: nothing, or the turns of a chat (a table of its own, with its `kind`)."""
 
     @model_validator(mode="after")
     def _context_fits(self) -> "PromptConfig":
@@ -149,9 +152,10 @@ class ThoughtConfig(Strict):
 
 
 def longest_branch(prompts: PromptConfig, thought: ThoughtConfig) -> int:
-    """Tokens of the longest context with opener, thought, closer and what follows it."""
+    """Tokens of the longest context with opener, thought, closer and what follows it, in its frame."""
     after = max(prompts.horizon_tokens, thought.prediction_tokens)
-    return prompts.context_tokens + thought.budget_tokens + 2 + after
+    framed = prompts.frame.most_before + prompts.frame.most_after
+    return prompts.context_tokens + framed + thought.budget_tokens + 2 + after
 
 
 class EvaluationConfig(Strict):
@@ -278,6 +282,10 @@ class RunConfig(Strict):
             raise ValueError(
                 f"thought.prediction_tokens = {predicted} exceeds prompts.horizon_tokens = "
                 f"{self.prompts.horizon_tokens}: there would be no text to match"
+            )
+        if getattr(reward, "foreign", None) is not None and self.prompts.frame.kind != "inline":
+            raise ValueError(
+                f"stage {stage.name}: reward.foreign reads no chat; set prompts.frame = {{ kind = 'inline' }}"
             )
         if not reward.predicts and predicted:
             raise ValueError(

@@ -9,7 +9,7 @@ A step is counted at its longest: every document has the longest context and all
 budget. Real steps cost less, never more.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlpt.config import RunConfig
@@ -76,6 +76,8 @@ class Documents:
     """Prompts that the engine decodes together."""
     predicts: bool = False
     """Whether tokens follow the closer; where none do, a forced closer needs no forward."""
+    frame: int = 0
+    """Most tokens of a chat on a branch; there are none where the document goes on."""
 
     @property
     def branches(self) -> int:
@@ -84,8 +86,8 @@ class Documents:
 
     @property
     def own(self) -> int:
-        """Opener, thought, closer and prediction of one rollout."""
-        return self.thought + 2
+        """Opener, thought, closer and prediction of one rollout, in their frame."""
+        return self.thought + 2 + self.frame
 
 
 def documents(cfg: RunConfig, stage: RLStage, ranks: int = 1) -> Documents:
@@ -94,12 +96,13 @@ def documents(cfg: RunConfig, stage: RLStage, ranks: int = 1) -> Documents:
         -(-stage.documents_per_step // ranks),
         cfg.prompts.cuts_per_document,
         stage.group_size,
-        cfg.prompts.context_tokens,
+        cfg.prompts.context_tokens + cfg.prompts.frame.most_before,
         cfg.thought.budget_tokens + cfg.thought.prediction_tokens,
         cfg.prompts.horizon_tokens,
         stage.micro_batch_tokens,
         cfg.engine.prompts_per_batch,
         cfg.thought.prediction_tokens > 0,
+        cfg.prompts.frame.most_after,
     )
 
 
@@ -187,7 +190,7 @@ def _inserted(cfg: RunConfig, stage: NextTokenStage) -> int:
 
 def engine_work(shape: Documents, layout: Layout) -> tuple[Work, Work]:
     """(reading the prompts, decoding): the first token of a rollout comes from the prompt's last hidden state."""
-    prompts, seen = shape.count * shape.cuts, shape.context + 1
+    prompts, seen = shape.count * shape.cuts, shape.context + 1 + shape.frame
     if layout == "naive":
         prefill = Work(prompts * seen, prompts * seen**2, prompts)
     else:
@@ -203,6 +206,8 @@ def engine_work(shape: Documents, layout: Layout) -> tuple[Work, Work]:
 def document_work(shape: Documents, layout: Layout, own: int, whole: bool) -> Work:
     """Of one document with ``own`` tokens on every branch; ``whole``: its trunk is computed beyond the last cut."""
     trunk, count = shape.context + shape.horizon * whole, shape.branches
+    # In a chat, text without a thought is a branch, too: counted like one with a thought.
+    count += shape.cuts * whole * (shape.frame > 0)
     if layout == "naive":
         # One row per branch and one for the trunk, padded to the longest.
         width = max(shape.context + own, trunk)
@@ -278,6 +283,8 @@ def _times_computed(count: int, branches: int, trunk: int, own: int, budget: int
 
 def _trunks_work(shape: Documents, layout: Layout, count: int) -> Work:
     """Of ``count`` documents' held-out text without a thought: the trunks alone, one row each in both layouts."""
+    if shape.frame:
+        return _thoughts_work(replace(shape, group=1), layout, count)
     width, spans = shape.context + shape.horizon, count * shape.cuts
     # A forward of the naive layout counts a trunk for every cut, and computes it once.
     together = max(1, shape.budget // width) if layout == "naive" else spans

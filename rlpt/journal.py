@@ -104,9 +104,7 @@ def _row(
         "document": prompt.trunk.document,
         "domain": prompt.trunk.domain,
         "cut": prompt.key[2],
-        "context": read(
-            prompt.trunk.ids[max(0, prompt.cut - _CONTEXT_SHOWN) : prompt.cut].tolist()
-        ),
+        "context": read(prompt.context_ids[-_CONTEXT_SHOWN:].tolist()),
         "continuation_tokens": [read([index]) for index in prompt.continuation_ids.tolist()],
         "no_think_logp": _plain(no_think[p]) if no_think else None,
         "rollouts": [

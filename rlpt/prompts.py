@@ -194,12 +194,27 @@ def window(
 
 
 def prompts_of(trunk: Trunk, cfg: PromptConfig, markers: Markers) -> list[Prompt]:
-    """One prompt per cut of a trunk: context and opener for the policy and for the scorer alike."""
-    prompts = []
+    """One prompt per cut of a trunk: context and opener for the policy and for the scorer alike, in their frame."""
+    frame, prompts = markers.frame, []
+    trunk = behind(trunk, frame.head)
     for cut in trunk.cuts:
-        ids = concat(trunk.ids[:cut], [markers.opener])
-        prompts.append(Prompt(trunk, cut, cfg.horizon_tokens, policy_ids=ids, score_ids=ids))
+        ids = concat(trunk.ids[:cut], frame.opened(markers.opener))
+        prompts.append(Prompt(trunk, cut, cfg.horizon_tokens, ids, ids, frame))
     return prompts
+
+
+def behind(trunk: Trunk, head: Sequence[int]) -> Trunk:
+    """A trunk of page text behind ids that stand for none of it: all cuts move, none changes its place in the text."""
+    if not head:
+        return trunk
+    return replace(
+        trunk,
+        start=trunk.start - len(head),
+        ids=concat(head, trunk.ids),
+        offsets=concat([0] * len(head), trunk.offsets),
+        cuts=tuple(cut + len(head) for cut in trunk.cuts),
+        head=len(head),
+    )
 
 
 def held_out(

@@ -29,7 +29,7 @@ def replay(run_dir: Path, step: int) -> dict[str, dict[str, float]]:
     cfg = _config(run_dir)
     path = checkpoint.find(f"{run_dir}@{step - 1}")
     shards = ShardFolder.open(cfg.data.shards)
-    plan = blueprint(cfg.policy, shards, cfg.longest_path)
+    plan = blueprint(cfg.policy, shards, cfg.longest_path, cfg.prompts.frame)
     with (
         dist.world() as world,
         closing(Session.open(cfg, shards, plan, world, RunLog(cfg, world))) as session,

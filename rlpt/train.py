@@ -31,7 +31,7 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
     non-finite gradient or reward; the last checkpoint is kept either way.
     """
     shards = ShardFolder.open(cfg.data.shards)
-    plan = blueprint(cfg.policy, shards, cfg.longest_path)
+    plan = blueprint(cfg.policy, shards, cfg.longest_path, cfg.prompts.frame)
     check(cfg, shards, plan)
     if dry_run:
         check_folder(cfg)

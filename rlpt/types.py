@@ -21,11 +21,42 @@ Sums = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
+class Frame:
+    """The ids that a chat puts around page text, which is spliced in as the shard's own ids. All empty: there is no
+    chat, the document goes on.
+
+    The policy reads head, text, tail, lead, opener, prefill and thinks; after the closer held-out text is scored behind
+    the bridge. Without a thought that is head, text, tail, bridge, held-out text.
+    """
+
+    head: tuple[int, ...] = ()
+    tail: tuple[int, ...] = ()
+    lead: tuple[int, ...] = ()
+    """Prefill before the opener."""
+    prefill: tuple[int, ...] = ()
+    """Prefill after the opener; no part of the thought."""
+    bridge: tuple[int, ...] = ()
+    answer: tuple[bytes, bytes] | None = None
+    """What stands around the answer in a prediction; None: all of the prediction is the answer."""
+
+    def opened(self, opener: int) -> Ids:
+        """What the policy reads between page text and its thought."""
+        return concat(self.tail, self.lead, [opener], self.prefill)
+
+    @property
+    def between(self) -> tuple[int, ...]:
+        """What stands between page text and held-out text without a thought."""
+        return self.tail + self.bridge
+
+
+@dataclass(frozen=True)
 class Markers:
-    """The two single ids around a thought. Text can never contain them: it is encoded without special tokens."""
+    """The two single ids around a thought, and the frame around text. Text can never contain the two: it is encoded
+    without special tokens."""
 
     opener: int
     closer: int
+    frame: Frame = Frame()
 
     @property
     def ids(self) -> tuple[int, int]:
@@ -51,6 +82,8 @@ class Trunk:
     """Byte offset of every token, relative to the window, and the total."""
     cuts: tuple[int, ...]
     """Positions in ``ids``; the context of a cut is ``ids[:cut]``."""
+    head: int = 0
+    """How many of the first ``ids`` are a frame's, and no text of the document."""
 
     def num_bytes(self, start: int, stop: int) -> int:
         """UTF-8 bytes of the tokens ``ids[start:stop]``."""
@@ -79,6 +112,12 @@ class Prompt:
     horizon: int
     policy_ids: Int[np.ndarray, " A"]
     score_ids: Int[np.ndarray, " B"]
+    frame: Frame = Frame()
+
+    @property
+    def context_ids(self) -> Int[np.ndarray, " X"]:
+        """Page text before the cut."""
+        return self.trunk.ids[self.trunk.head : self.cut]
 
     @property
     def continuation_ids(self) -> Int[np.ndarray, " C"]:
@@ -159,11 +198,20 @@ def thought_branch(
     thought_ids: Sequence[int] | np.ndarray,
     target_ids: Sequence[int] | np.ndarray | None = None,
 ) -> Branch:
-    """Opener, thought, closer and a continuation (the prompt's own unless given), the continuation scored.
+    """Opener, thought, closer and a continuation (the prompt's own unless given) with what a frame puts between them;
+    the continuation is scored.
 
     What the scorer reads before the thought is `score_ids`, which so far must begin with the prompt's context.
     """
     assert np.array_equal(prompt.score_ids[: prompt.cut], prompt.trunk.ids[: prompt.cut])
     target = prompt.continuation_ids if target_ids is None else target_ids
-    ids = concat(prompt.score_ids[prompt.cut :], thought_ids, [markers.closer], target)
+    opened, bridge = prompt.score_ids[prompt.cut :], prompt.frame.bridge
+    ids = concat(opened, thought_ids, [markers.closer], bridge, target)
     return Branch(prompt.cut, ids, score_start=len(ids) - len(target))
+
+
+def bare_branch(prompt: Prompt, target_ids: Ids | None = None) -> Branch:
+    """A continuation without markers and thought, all of it scored: straight after the cut, but for a frame."""
+    target = prompt.continuation_ids if target_ids is None else target_ids
+    between = prompt.frame.between
+    return Branch(prompt.cut, concat(between, target), score_start=len(between))

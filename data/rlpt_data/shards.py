@@ -218,7 +218,7 @@ class ShardFolder:
         """Ids of ``text`` as the shard encodes it: plain text, nothing in it is special."""
         from rlpt_data.tokenizer import PlainTokenizer
 
-        return PlainTokenizer.read(self.tokenizer_path).encode([text])[0]
+        return PlainTokenizer.cached(self.tokenizer_path).encode([text])[0]
 
     def shard_files(self) -> dict[str, str]:
         """Every file with documents and its checksum."""

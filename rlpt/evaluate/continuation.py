@@ -16,7 +16,8 @@ from rlpt import dist
 from rlpt.config import Control
 from rlpt.evaluate.controls import ANY_SAMPLE, Lineup, Partners, named_prefix
 from rlpt.evaluate.records import NO_THINK, OWN, Record
-from rlpt.types import Branch, Group, Markers, Prompt, Scores, Trunk
+from rlpt.reward.base import bare_scores
+from rlpt.types import Branch, Group, Markers, Prompt, Scores, Trunk, concat
 
 
 @runtime_checkable
@@ -93,9 +94,9 @@ def measure(
 def _score(
     scorer: Scorer, lineup: Lineup, indices: Sequence[int]
 ) -> list[dict[tuple[str, int], Scores]]:
-    """Scores of every frame of the chosen prompts: one call for trunks, one for branches."""
+    """Scores of every frame of the chosen prompts: one call without thoughts, one with them."""
     prompts = [lineup.prompts[i] for i in indices]
-    trunks = scorer.trunks([(p.trunk, p.cut, p.cut + p.horizon) for p in prompts])
+    bare = bare_scores(scorer, prompts)
     branches = [lineup.branches(i) for i in indices]
     flat = [
         (p.trunk, branch)
@@ -105,7 +106,7 @@ def _score(
     scores = iter(scorer.branches(flat))
     return [
         {(NO_THINK, ANY_SAMPLE): own, **{name: next(scores) for name in named}}
-        for own, named in zip(trunks, branches, strict=True)
+        for own, named in zip(bare, branches, strict=True)
     ]
 
 
@@ -114,8 +115,9 @@ def _opener_masses(
 ) -> list[float | None]:
     if unbanned is None:
         return [None] * len(prompts)
-    opener = np.array([markers.opener])
-    scores = unbanned.branches([(p.trunk, Branch(p.cut, opener, score_start=0)) for p in prompts])
+    before = markers.frame.tail + markers.frame.lead
+    ids = concat(before, [markers.opener])
+    scores = unbanned.branches([(p.trunk, Branch(p.cut, ids, len(before))) for p in prompts])
     return [float(np.exp(score.total)) for score in scores]
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from rlpt import rng
 from rlpt.config import Control
 from rlpt.evaluate.records import NULL, OWN, WRONG, WRONG_NO_THINK
-from rlpt.types import Branch, Markers, Prompt, concat, thought_branch
+from rlpt.types import Branch, Markers, Prompt, bare_branch, thought_branch
 from rlpt_data.strict import UserError
 
 Ids = Int[np.ndarray, " Z"]
@@ -34,7 +34,7 @@ def context_copy(prompt: Prompt, length: int, draw: np.random.Generator) -> Ids:
     """A span of the context, at a drawn position; a context shorter than the thought is repeated to
     its length.
     """
-    context = prompt.trunk.ids[: prompt.cut]
+    context = prompt.context_ids
     start = int(draw.integers(max(0, len(context) - length) + 1))
     return np.resize(context[start : start + length], length)
 
@@ -42,12 +42,6 @@ def context_copy(prompt: Prompt, length: int, draw: np.random.Generator) -> Ids:
 def shuffled(thought: Ids, draw: np.random.Generator) -> Ids:
     """The thought's own tokens in a drawn order: what its vocabulary alone is worth."""
     return draw.permutation(thought)
-
-
-def bare_branch(prompt: Prompt, target_ids: Ids | None = None) -> Branch:
-    """A continuation straight after the cut, without markers and thought, all of it scored."""
-    target = prompt.continuation_ids if target_ids is None else target_ids
-    return Branch(prompt.cut, concat(target), score_start=0)
 
 
 def named_prefix(thought: Ids, continuation: Int[np.ndarray, " C"]) -> int:

@@ -116,7 +116,7 @@ def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) 
     assert config.prompts, "resolve the configuration first"
     longest = longest_branch(config.prompts, config.thought)
     window = max(longest, config.evaluation.longest_window)
-    plan = load.blueprint(config.policy, folder, window)
+    plan = load.blueprint(config.policy, folder, window, config.prompts.frame)
     policy = load.load(config.policy, plan, world, config.seed)
     if config.run is not None:
         tokenizer = str(folder.manifest.tokenizer_hash)

@@ -4,7 +4,7 @@ shard: no rank ever holds more than one full tensor at a time. Masters are fp32 
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from rlpt import dist, rng
 from rlpt.config import FreshPolicy, PolicyConfig
 from rlpt.policy.attention import implementation
+from rlpt.policy.chat import frame_of
 from rlpt.policy.families import check_positions, choose
 from rlpt.policy.logprobs import check_head
 from rlpt.policy.markers import Vocabulary, read_tokenizer, same_text_tokenizer, vocabulary
 from rlpt.policy.packing import Layout
 from rlpt.policy.policy import Policy
+from rlpt.templates import INLINE, ChatFrame, InlineFrame
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
@@ -44,13 +46,20 @@ class Blueprint:
     """Why this layout."""
 
 
-def blueprint(cfg: PolicyConfig, shards: ShardFolder, longest: int) -> Blueprint:
-    """Resolve architecture, markers and layout for paths of up to ``longest`` tokens.
+def blueprint(
+    cfg: PolicyConfig,
+    shards: ShardFolder,
+    longest: int,
+    frame: InlineFrame | ChatFrame = INLINE,
+) -> Blueprint:
+    """Resolve architecture, markers and their frame, and layout for paths of up to ``longest`` tokens.
 
     Raises UserError where the tokenizer is not the shards', or the model cannot do what the layout or the paths ask.
     """
     config, vocab, tokenizer = _described(cfg, shards)
     check_positions(config, longest)
+    markers = replace(vocab.markers, frame=frame_of(frame, cfg, shards, tokenizer))
+    vocab = replace(vocab, markers=markers)
     return Blueprint(config, vocab, tokenizer, *choose(cfg.layout, config, longest))
 
 

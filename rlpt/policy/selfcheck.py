@@ -67,7 +67,7 @@ _LAYOUTS: tuple[Layout, Layout] = ("shared", "naive")
 
 def _pairs(prompt: Prompt, markers: Markers, budget: int) -> list[Pair]:
     """No thought, one token, and a span of the context as long as thoughts can be."""
-    span = prompt.trunk.ids[max(0, prompt.cut - budget) : prompt.cut]
+    span = prompt.context_ids[-budget:]
     thoughts = (span[:0], span[:1], span)
     return [(prompt.trunk, thought_branch(prompt, markers, ids)) for ids in thoughts]
 
@@ -108,9 +108,10 @@ def _laid_out(
     packed = pack(trunks, pairs, world.device, layout)
     hidden = [packed.trunk_rows(k, 1, len(each.ids)) for k, each in enumerate(trunks)]
     target = [each.ids[1:] for each in trunks]
-    # The first own token is the opener, which is no target.
-    hidden += [packed.branch_rows(b, 1, len(branch.ids)) for b, (_, branch) in enumerate(pairs)]
-    target += [branch.ids[1:] for _, branch in pairs]
+    # What stands before the thought is no target: the opener has no probability.
+    first = len(markers.frame.opened(markers.opener))
+    hidden += [packed.branch_rows(b, first, len(branch.ids)) for b, (_, branch) in enumerate(pairs)]
+    target += [branch.ids[first:] for _, branch in pairs]
     return packed, rows(hidden, target, (markers.opener,), world.device)
 
 

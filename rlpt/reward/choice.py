@@ -44,11 +44,12 @@ def likeliest(
 def distractors(group: Group, count: int) -> list[Ids]:
     """Stretches before the cut, evenly spread, as long as the continuation; fewer where the context is short."""
     prompt = group.prompt
-    last = prompt.cut - prompt.horizon
+    context = prompt.context_ids
+    last = len(context) - prompt.horizon
     starts = (
         sorted({round(last * k / max(1, count - 1)) for k in range(count)}) if last >= 0 else []
     )
-    spans = [prompt.trunk.ids[start : start + prompt.horizon] for start in starts]
+    spans = [context[start : start + prompt.horizon] for start in starts]
     return [span for span in spans if not np.array_equal(span, prompt.continuation_ids)]
 
 

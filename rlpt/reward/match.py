@@ -78,6 +78,17 @@ class Match:
 
 
 def predicted(group: Group, g: int, closer: int, token_bytes: Sequence[bytes]) -> bytes:
-    """The bytes of what a rollout predicts, without the closer that ends it."""
+    """The bytes of what a rollout predicts, without the closer that ends it; in a chat, of what is marked as answer."""
     ids = [int(index) for index in group.rollouts[g].prediction_ids if index != closer]
-    return b"".join(token_bytes[index] for index in ids)
+    said = b"".join(token_bytes[index] for index in ids)
+    marks = group.prompt.frame.answer
+    return said if marks is None else answer(said, *marks)
+
+
+def answer(said: bytes, opened: bytes, closed: bytes) -> bytes:
+    """What stands in the last whole pair of marks; nothing where there is none."""
+    before, found, _ = said.rpartition(closed)
+    _, mark, inside = before.rpartition(opened)
+    if not found or not mark:
+        return b""
+    return inside.partition(closed)[0]

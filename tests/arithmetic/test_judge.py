@@ -161,10 +161,11 @@ def test_more_than_the_share_without_a_verdict_ends_the_run(failures: int, ends:
     [
         ("127.0.0.1:8000/v1", "give one such as"),
         ("ftp://host/v1", "give one such as"),
+        ("http://word@host/v1", "would be written to config.json"),
         ("http://user:word@host/v1", "would be written to config.json"),
         ("https://host/v1?key=word", "would be written to config.json"),
     ],
-    ids=["scheme", "ftp", "password", "query"],
+    ids=["scheme", "ftp", "user", "password", "query"],
 )
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(address: str, line: str) -> None:
     with pytest.raises(UserError, match=line) as refused:

@@ -8,12 +8,12 @@ from rlpt.evaluate.controls import (
     ANY_SAMPLE,
     Lineup,
     Partners,
-    bare_branch,
     context_copy,
     filler,
     named_prefix,
     shuffled,
 )
+from rlpt.types import bare_branch
 from rlpt_data.strict import UserError
 
 
