@@ -1,6 +1,7 @@
 """Small real shards and policies that the pipeline's tests share."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ from rlpt import dist
 from rlpt.config import FreshPolicy, PolicyConfig
 from rlpt.policy import load
 from rlpt.prompts import Stream, prompt_stream
+from rlpt.templates import TEMPLATES
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import parse
@@ -48,6 +50,28 @@ def shards_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def shards(shards_dir: Path) -> ShardFolder:
     return ShardFolder.open(shards_dir)
+
+
+@pytest.fixture(scope="session")
+def chat_shards(shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
+    """The shared corpus in a tokenizer that has the special tokens of every template."""
+    folder = tmp_path_factory.mktemp("chat")
+    table = json.loads((shards_dir / "tokenizer.json").read_text())
+    words = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    specials = [special for template in TEMPLATES.values() for special in template.specials]
+    table["added_tokens"] = [
+        {"id": 320 + n, "content": content, "special": True} | words
+        for n, content in enumerate(specials)
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    config = {
+        "out": str(folder / "shards"),
+        "without_decontamination": True,
+        "source": {"kind": "folder", "path": str(shards_dir.parent / "corpus")},
+        "tokenizer": {"kind": "file", "path": str(folder / "tokenizer.json")},
+    }
+    prepare(parse(PrepareConfig, config, "test"))
+    return ShardFolder.open(folder / "shards")
 
 
 @pytest.fixture(scope="session")
@@ -131,3 +155,35 @@ def whole(runs, tmp_path_factory: pytest.TempPathFactory, shards_dir: Path) -> P
 @pytest.fixture(scope="module")
 def stream(shards: ShardFolder, paced) -> Stream:
     return prompt_stream(shards.split("train"), paced.CFG, paced.SEED, "rl")
+
+
+@pytest.fixture
+def on_ranks(paced, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Run a body on so many ranks, each a thread; its results in their order."""
+
+    def run(size: int, body: Callable[[dist.World], Any]) -> list[Any]:
+        meeting = paced.Meeting(size)
+        monkeypatch.setattr(dist, "gathered", meeting.gathered)
+        monkeypatch.setattr(dist, "largest", meeting.largest)
+        found: list[Any] = [None] * size
+
+        def rank(number: int) -> None:
+            try:
+                found[number] = body(dist.World(number, size, torch.device("cpu")))
+            except BaseException as error:
+                found[number] = error
+                meeting.barrier.abort()
+
+        threads = [threading.Thread(target=rank, args=(number,)) for number in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for each in found:
+            if isinstance(each, BaseException) and not isinstance(
+                each, threading.BrokenBarrierError
+            ):
+                raise each
+        return found
+
+    return run

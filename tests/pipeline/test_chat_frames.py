@@ -1,8 +1,7 @@
-"""Chat frames: template ids around page text that is spliced in as it is, and runs inside them."""
+"""Chat frames: template ids around page text that is spliced in as it is, and scored there."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,52 +11,27 @@ import transformers
 
 from rlpt import dist
 from rlpt.batch import Wanted, document_cost, padded_costs, rollout_batch, text_positions
-from rlpt.config import EvalJobConfig, FreshPolicy, PolicyConfig, PromptConfig, RunConfig
+from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig
+from rlpt.evaluate.continuation import _opener_masses
 from rlpt.evaluate.controls import context_copy
-from rlpt.evaluate.job import run as evaluate
 from rlpt.policy import load
 from rlpt.policy.chat import frame_of
 from rlpt.policy.scoring import Scorer
 from rlpt.policy.selfcheck import LARGEST_ERROR, check_layout
 from rlpt.prompts import held_out, prompt_stream, prompts_of, trunk
-from rlpt.reward.base import bare_scores
+from rlpt.reward.base import Kit, bare_scores
+from rlpt.reward.likelihood import LikelihoodReward
 from rlpt.reward.match import answer
-from rlpt.runlog import read_journal
 from rlpt.templates import TEMPLATES, ChatFrame
-from rlpt.train import run
 from rlpt.types import Group, Prompt, Rollout, bare_branch, concat, thought_branch
-from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, parse
-from rlpt_data.strict import load as load_config
 
-SPECIALS = [special for template in TEMPLATES.values() for special in template.specials]
 CHAT = {
     "kind": "chat", "template": "chatml", "system": "You know the river.", "instruction": "Go on:",
     "prefill": "Well,", "bridge": "\n\nIt says: ",
 }  # fmt: skip
 SPLIT = {"context_tokens": 24, "min_context_tokens": 6, "horizon_tokens": 5}
-
-
-@pytest.fixture(scope="module")
-def chat_shards(shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
-    """The shared corpus in a tokenizer that has the special tokens of every template."""
-    folder = tmp_path_factory.mktemp("chat")
-    table = json.loads((shards_dir / "tokenizer.json").read_text())
-    words = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    table["added_tokens"] = [
-        {"id": 320 + n, "content": content, "special": True} | words
-        for n, content in enumerate(SPECIALS)
-    ]
-    (folder / "tokenizer.json").write_text(json.dumps(table))
-    config = {
-        "out": str(folder / "shards"),
-        "without_decontamination": True,
-        "source": {"kind": "folder", "path": str(shards_dir.parent / "corpus")},
-        "tokenizer": {"kind": "file", "path": str(folder / "tokenizer.json")},
-    }
-    prepare(parse(PrepareConfig, config, "test"))
-    return ShardFolder.open(folder / "shards")
 
 
 FRESH = FreshPolicy(layers=2, width=32, heads=2, mlp_width=64, init_std=0.1)
@@ -154,13 +128,22 @@ def test_page_text_is_the_shards_ids_and_keeps_its_place(
             assert prompt.policy_ids.tolist() == prompt.score_ids.tolist() == read.tolist()
 
 
+def plain_logp(policy, prefix: np.ndarray, target: np.ndarray, banned: tuple[int, ...] = ()):
+    """Of every target token under an ordinary transformers model, one sequence, float64 softmax."""
+    lm = transformers.AutoModelForCausalLM.from_config(policy.lm.config, dtype=torch.float32).eval()
+    lm.load_state_dict(dict(load.named_full_tensors(policy)), strict=False)
+    with torch.no_grad():
+        logits = lm(torch.from_numpy(concat(prefix, target))[None]).logits[0].double()
+    logits[:, list(banned)] = -torch.inf
+    logp = torch.log_softmax(logits, -1)[len(prefix) - 1 : -1]
+    return logp[torch.arange(len(target)), torch.from_numpy(target)].numpy()
+
+
 def test_held_out_text_is_scored_as_transformers_scores_the_spliced_ids(
     policy, chat: load.Blueprint, prompts: list[Prompt], world: dist.World
 ) -> None:
     """With a thought and without, to 1e-5, each after its bridge."""
     markers, frame = chat.vocabulary.markers, chat.vocabulary.markers.frame
-    lm = transformers.AutoModelForCausalLM.from_config(policy.lm.config, dtype=torch.float32).eval()
-    lm.load_state_dict(dict(load.named_full_tensors(policy)), strict=False)
     scorer = Scorer(policy, markers.ids, world, tokens=400)
     thoughts = [np.arange(n % 4) + 3 for n in range(len(prompts))]
     own = scorer.branches(
@@ -172,11 +155,7 @@ def test_held_out_text_is_scored_as_transformers_scores_the_spliced_ids(
         said = ([markers.opener], frame.prefill, thought, [markers.closer])
         for found, between in ((with_it, concat(*said)), (without, concat())):
             prefix, gold = concat(start, between, frame.bridge), prompt.continuation_ids
-            with torch.no_grad():
-                logits = lm(torch.from_numpy(concat(prefix, gold))[None]).logits[0].double()
-            logits[:, list(markers.ids)] = -torch.inf
-            logp = torch.log_softmax(logits, -1)[len(prefix) - 1 : -1]
-            expected = logp[torch.arange(len(gold)), torch.from_numpy(gold)].numpy()
+            expected = plain_logp(policy, prefix, gold, markers.ids)
             assert np.allclose(found.logp, expected, atol=1e-5, rtol=0)
 
 
@@ -185,6 +164,28 @@ def test_the_shared_layout_stays_exact_inside_a_frame(
 ) -> None:
     error = check_layout(policy, prompts, chat.vocabulary.markers, 8, world)
     assert error <= LARGEST_ERROR / 10
+
+
+def test_opener_mass_and_hidden_context_are_those_of_the_frame(
+    policy, chat: load.Blueprint, prompts: list[Prompt], world: dist.World
+) -> None:
+    """p(opener | head, page, tail), nothing banned; and held-out text after a chat without any page."""
+    markers, frame = chat.vocabulary.markers, chat.vocabulary.markers.frame
+    unbanned, scorer = (Scorer(policy, banned, world, tokens=400) for banned in ((), markers.ids))
+    masses = _opener_masses(unbanned, prompts, markers)
+    kit = Kit({"policy": scorer}, markers, True)
+    cfg = parse(LikelihoodReward, {"context": "hidden", "baseline": "none"}, "reward")
+    (group, *_) = groups_of(prompts, markers)
+    found = cfg.build(kit)([group]).reward_PG[0]
+    for prompt, mass in zip(prompts, masses, strict=True):
+        before = concat(frame.head, prompt.context_ids, frame.tail)
+        (expected,) = plain_logp(policy, before, np.array([markers.opener]))
+        assert mass == pytest.approx(np.exp(expected), rel=1e-5)
+    opened = concat(frame.tail, [markers.opener], frame.prefill)
+    for value, rollout in zip(found, group.rollouts, strict=True):
+        before = concat(frame.head, opened, rollout.ids, frame.bridge)
+        expected = plain_logp(policy, before, group.prompt.continuation_ids, markers.ids)
+        assert value == pytest.approx(expected.mean(), abs=1e-5)
 
 
 def groups_of(prompts: list[Prompt], markers) -> list[Group]:
@@ -281,66 +282,6 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(shards: ShardFolder) 
     frame = ChatFrame(kind="chat", template="plain")
     tokenizer = json.loads(shards.tokenizer_path.read_text())
     assert frame_of(frame, PolicyConfig(fresh=FRESH), shards, tokenizer).head
-
-
-# ---- runs ----------------------------------------------------------------------------------------
-
-
-def framed_run(toml: Path, shards: ShardFolder, name: str, *more: str) -> Path:
-    words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in CHAT.items())
-    run_dir = toml.parent / name
-    overrides = [
-        *(f"run_dir={run_dir}", f"data.shards={shards.path}", f"prompts.frame={{{words}}}"),
-        *("stage.0.steps=2", "stage.1.steps=5", *more),
-    ]
-    run(load_config(RunConfig, toml, overrides))
-    return run_dir
-
-
-def test_rewards_in_a_frame_are_the_same_from_one_forward_and_from_two(
-    toml: Path, chat_shards: ShardFolder
-) -> None:
-    both = []
-    for how in ("training_forward", "separate_pass"):
-        update = f"stage.1.update={{score_with='{how}'}}"
-        run_dir = framed_run(
-            *(toml, chat_shards, how, update, "stage.1.objective.gold_weight=0.1"),
-            "stage.1.micro_batch_tokens=20000",
-        )
-        rows = [row for row in read_journal(run_dir / "metrics.jsonl") if row["stage"] == "rl"]
-        assert len(rows) == 5
-        both.append([(r["reward/likelihood"], r["gain/mean"], r["loss/grad_norm"]) for r in rows])
-    assert np.allclose(both[0], both[1], atol=2e-4)
-    assert len({each[1] for each in both[0]}) == 5
-
-
-def test_an_evaluation_job_repeats_a_run_in_a_frame(toml: Path, chat_shards: ShardFolder) -> None:
-    run_dir = framed_run(toml, chat_shards, "own", "stage.1.steps=1")
-    config = json.loads((run_dir / "config.json").read_text())
-    table = {name: config[name] for name in ("seed", "prompts", "thought", "engine", "evaluation")}
-    table |= {
-        "run": f"{run_dir}@last",
-        "shards": str(chat_shards.path),
-        "out_dir": str(toml.parent / "eval"),
-    }
-    found = evaluate(parse(EvalJobConfig, table, "test"))
-    own = read_journal(run_dir / "evaluations.jsonl")[-1]["summary"]
-    assert found["gain_heldout"]["mean"] == pytest.approx(own["gain_heldout"]["mean"], abs=1e-7)
-    assert found["null"]["passes"]
-
-
-def test_predictions_are_matched_inside_a_frame(toml: Path, chat_shards: ShardFolder) -> None:
-    """A warmed-up policy hits one-token predictions by chance; with marks that it never writes there is no answer."""
-    reward = ("stage.1.reward={kind='match', how='first_token'}", "thought.prediction_tokens=2")
-    few = ("stage.0.steps=30", "stage.0.optimizer.lr=1e-2", "stage.1.group_size=8")
-    words = ("prompts.frame.answer_open=<a>", "prompts.frame.answer_close=</a>")
-    paid = []
-    for name, more in (("whole", ()), ("marked", words)):
-        run_dir = framed_run(toml, chat_shards, name, *reward, *few, *more)
-        rows = [row for row in read_journal(run_dir / "metrics.jsonl") if row["stage"] == "rl"]
-        paid.append(sum(row["reward/match"] for row in rows))
-    assert paid[0] > 0.0
-    assert paid[1] == 0.0
 
 
 def test_a_bare_branch_in_a_frame_is_scored_behind_its_bridge(prompts: list[Prompt]) -> None:
