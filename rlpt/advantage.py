@@ -4,6 +4,7 @@ A statistic over the batch arrives already reduced over ranks, as ``Moments``.
 A group whose rewards agree teaches nothing: it gets exactly 0, not rounding over a tiny std.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,6 +119,30 @@ def advantage(
     if moments is None:
         raise ValueError("batch_std needs the moments of the whole batch's centred rewards")
     return centred_PG / moments.std if moments.std > 0 else np.zeros_like(centred_PG)
+
+
+def gae(
+    reward_N: Float[np.ndarray, " N"],
+    value_R: Float[np.ndarray, " R"],
+    lengths: Sequence[int],
+    gamma: float,
+    gae_lambda: float,
+) -> Float[np.ndarray, " R"]:
+    """sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, of every action of N rollouts.
+
+    A rollout's reward comes with its last action, after which there is nothing (Schulman et al. 2016,
+    arXiv 1506.02438, Eq. 16). ``lengths`` are the actions of every rollout; they add up to R.
+    """
+    advantage_R = np.zeros(len(value_R))
+    stop = len(value_R)
+    for reward, length in zip(reward_N[::-1], reversed(lengths), strict=True):
+        after, running = 0.0, 0.0
+        for t in range(stop - 1, stop - length - 1, -1):
+            delta = (reward if t == stop - 1 else 0.0) + gamma * after - value_R[t]
+            running = delta + gamma * gae_lambda * running
+            advantage_R[t], after = running, value_R[t]
+        stop -= length
+    return advantage_R
 
 
 def group_std(

@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlpt import dist
+from rlpt.advantage import gae
 from rlpt.batch import RolloutBatch, per_action
 from rlpt.credit import Credited
+from rlpt.critic import Critic
 from rlpt.mismatch import Extremes, measured
 from rlpt.objective import TrustRegion, kl_terms, next_token_loss, policy_gradient
 from rlpt.policy.policy import Readout
@@ -41,6 +43,7 @@ class Terms:
     m2_threshold: float
     reference_R: Float[Tensor, " R"] | None
     """The reference's log-probabilities of the actions, where KL is in the loss."""
+    critic: Critic | None = None
     sums: Sums = field(default_factory=dict)
     extremes: Extremes = field(default_factory=dict)
 
@@ -77,10 +80,12 @@ class Terms:
     ) -> Float[Tensor, ""]:
         cfg, device = self.stage.objective, self.world.device
         region = TrustRegion(**{name: getattr(cfg, name) for name in _BOUNDS})
+        weight_R = per_action(credited.weight_PG, batch.counts, device)
+        advantage_R, value_loss = self._advantages(readout, batch, credited, weight_R)
         known = {
             "behaviour_logp_R": batch.behaviour_logp_R,
-            "advantage_R": per_action(credited.advantage_PG, batch.counts, device),
-            "weight_R": per_action(credited.weight_PG, batch.counts, device),
+            "advantage_R": advantage_R,
+            "weight_R": weight_R,
         }
         fused = cfg.fused and self.reference_R is None
         found = readout.policy_loss(batch.actions, **known, ratio=region.kernel) if fused else None
@@ -92,13 +97,33 @@ class Terms:
         loss = loss if found is None else found.loss
         count = float(len(logp_R))
         add(self.sums, {f"mismatch/{name}": (value, count) for name, value in stats.items()})
-        self._monitor(logp_R, batch, known["weight_R"] != 0)
+        self._monitor(logp_R, batch, weight_R != 0)
         add(self.sums, {"loss/policy": (float(loss.detach()) * self.world.size, 0.0)})
-        return (
-            loss
-            if self.reference_R is None
-            else loss + self._kl(logp_R, self.reference_R, known["weight_R"])
-        )
+        if value_loss is not None:
+            loss = loss + value_loss
+        if self.reference_R is not None:
+            loss = loss + self._kl(logp_R, self.reference_R, weight_R)
+        return loss
+
+    def _advantages(
+        self,
+        readout: Readout,
+        batch: RolloutBatch,
+        credited: Credited,
+        weight_R: Float[Tensor, " R"],
+    ) -> tuple[Float[Tensor, " R"], Float[Tensor, ""] | None]:
+        """Of every action: its rollout's; or, with a critic, its own, and the critic's loss."""
+        cfg = self.stage.objective.critic
+        if cfg is None or self.critic is None:
+            return per_action(credited.advantage_PG, batch.counts, weight_R.device), None
+        value_R = self.critic(readout.hidden(batch.actions))
+        known_R = value_R.detach().double().cpu().numpy()
+        reward_N = credited.advantage_PG.reshape(-1)
+        found_R = gae(reward_N, known_R, batch.counts, cfg.gamma, cfg.gae_lambda)
+        return_R = torch.from_numpy(found_R + known_R).to(value_R)
+        loss = cfg.weight * 0.5 * (weight_R * (value_R - return_R) ** 2).sum()
+        add(self.sums, {"loss/value": (float(loss.detach()) * self.world.size, 0.0)})
+        return torch.from_numpy(found_R).to(value_R), loss
 
     def _kl(
         self,

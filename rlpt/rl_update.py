@@ -266,6 +266,7 @@ class _Update:
             self.gold_count,
             self.m2_threshold,
             reference_R,
+            learner.critic,
         )
 
         def read(readout: Readout) -> tuple[Tensor]:

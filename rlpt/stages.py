@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlpt.curriculum import DecayingBudget
+from rlpt.curriculum import DecayingBudget, DifficultyWindow, DynamicSampling
 from rlpt.reward.base import Kit, Reward
 from rlpt.reward.gates import Gate, Gated
 from rlpt.reward.likelihood import LikelihoodReward
@@ -165,6 +165,10 @@ class RLStage(StageBase):
     update: UpdateConfig = UpdateConfig()
     budget: DecayingBudget | None = None
     """Longest thought step by step; None: `thought.budget_tokens` in all."""
+    sampling: DynamicSampling | None = None
+    """Which groups are sampled again; None: none."""
+    difficulty: DifficultyWindow | None = None
+    """Which documents are passed over; None: none."""
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
 
@@ -180,6 +184,8 @@ class RLStage(StageBase):
         """Whether a number per prompt drops out of the advantages. Not under a control that copies the rewards' std."""
         return (
             self.advantage.baseline != "none"
+            # A rating compares prompts: there the number counts.
+            and self.difficulty is None
             and self.advantage.scale != "group_mean"
             and self.reward_control != "random"
             and all(gate.kind == "mask_truncated" for gate in self.gates)
@@ -269,6 +275,32 @@ class RLStage(StageBase):
             raise ValueError(
                 "advantage.scale = 'group_mean' divides by the mean reward, which must not be negative: choose a "
                 "reward without a sign (match, or a probability without a baseline) and gates that keep it so"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sampled_again(self) -> "RLStage":
+        if self.sampling is not None and self.reward.passes(False, False) != (0, 0):
+            raise ValueError(
+                f"[stage.sampling] looks at rewards before the step, and reward {self.reward.kind} needs forwards of "
+                "its own; use a match, an overlap or a judge, or leave groups out by advantage.min_std"
+            )
+        rates = self.sampling is not None and self.sampling.no_positive_resampling is not None
+        if self.difficulty is not None:
+            rates |= self.difficulty.signal == "pass_rate"
+        if rates and self.reward.signed:
+            raise ValueError(
+                f"reward {self.reward.kind} has a sign and so no pass rate; use difficulty.signal = 'gain_quantile', "
+                "without sampling.no_positive_resampling"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_critic_is_alone(self) -> "RLStage":
+        plain = self.advantage == AdvantageConfig(baseline="none")
+        if self.objective.critic is not None and not plain:
+            raise ValueError(
+                "objective.critic makes advantages itself: set advantage = { baseline = 'none' }, nothing else"
             )
         return self
 

@@ -52,6 +52,15 @@ class KLConfig(Strict):
         return self
 
 
+class CriticConfig(Strict):
+    """A value head, and with it an advantage per token by generalised advantage estimation (Schulman et al. 2016)."""
+
+    weight: Rate = 0.5
+    """Of the mean of (V - return)^2 / 2 over actions."""
+    gae_lambda: Fraction = 0.95
+    gamma: Fraction = 1.0
+
+
 class ObjectiveConfig(Strict):
     """sum_t M_t min(rho_t, max_ratio) A_t log pi(y_t), M the trust-region mask (DPPO, arXiv 2602.04879, Eq. 23)."""
 
@@ -83,10 +92,14 @@ class ObjectiveConfig(Strict):
     rollouts. probability: p(y | x, z) (VeriFree). softmax: its share of the group's probabilities (JEPO). The last two
     are sums over the continuation and share the denominator of the policy's term: they need aggregate = 'constant'."""
 
+    critic: CriticConfig | None = None
+    """PPO's value head. A rollout's reward comes with its last action, so advantages need no siblings: set
+    advantage.baseline = "none"."""
+
     @property
     def fused(self) -> bool:
         """Whether the kernel that holds the head holds the objective, too."""
-        return self.ratio == "token" and self.mask in ("none", "clip", "tv")
+        return self.critic is None and self.ratio == "token" and self.mask in ("none", "clip", "tv")
 
     @model_validator(mode="after")
     def _combinations(self) -> "ObjectiveConfig":

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from rlpt import dist
 from rlpt.advantage import RESOLUTION
 from rlpt.batch import framed_batch, split_padded
+from rlpt.critic import Critic
 from rlpt.frames import Framed
 from rlpt.mismatch import PREFIX, Extremes, finished
 from rlpt.objective import next_token_loss
@@ -76,6 +77,7 @@ class Learner:
     scale: LossScale = field(default_factory=lambda: LossScale("float32"))
     reference: Scorer | None = None
     """Scores what was sampled under the reference policy, at the temperature it was sampled at."""
+    critic: Critic | None = None
     noise: float = RESOLUTION
     """Standard deviation that rounding gives a mean log-probability of the continuation."""
 
@@ -149,13 +151,18 @@ def apply_gradients(
     grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     if not math.isfinite(grad_norm):
         learner.optimizer.zero_grad()
+        if learner.critic is not None:
+            learner.critic.optimizer.zero_grad()
         if learner.scale.overflowed():
             return 0.0
         raise FloatingPointError(
             f"gradient norm is {grad_norm}; the weights were left as they were before this step"
         )
-    set_learning_rate(learner.optimizer, learning_rate(cfg, stage_step, steps))
+    rate = learning_rate(cfg, stage_step, steps)
+    set_learning_rate(learner.optimizer, rate)
     learner.optimizer.step()
+    if learner.critic is not None:
+        learner.critic.step(rate, learner.scale.value)
     learner.optimizer.zero_grad()
     learner.scale.good()
     if learner.ema is not None:

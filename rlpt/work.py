@@ -8,6 +8,7 @@ import torch
 
 from rlpt import dist
 from rlpt.config import RunConfig
+from rlpt.critic import Critic
 from rlpt.frames import Framer
 from rlpt.mismatch import ROUNDING
 from rlpt.policy.foreign import encoded, foreign
@@ -44,7 +45,15 @@ class Work:
             "optimizer": (self.learner.policy, self.learner.optimizer),
             "rng": {"torch": torch.get_rng_state()},
             "loss_scale": {"state": self.learner.scale.state},
+            **self._critic(),
         }
+
+    def _critic(self) -> dict[str, Any]:
+        critic = self.learner.critic
+        if critic is None:
+            return {}
+        weights = {name: value.detach() for name, value in critic.named_parameters()}
+        return {"critic": weights, "critic_optimizer": (critic, critic.optimizer)}
 
     def renew_reference(self, stage: RLStage, steps_done: int) -> None:
         """The frozen copy follows the policy at its period."""
@@ -77,7 +86,10 @@ class Outfit:
         object.__setattr__(self, "copies", present)
 
     def learner_with_reference(self) -> Learner:
-        """The learner, told what its KL term is held against and how much its scores are rounded."""
+        """The learner with its value head, told what KL is held against and how much its scores are rounded."""
+        if self.stage.objective.critic is not None:
+            width = self.plan.config.hidden_size
+            self.learner.critic = Critic(width, self.stage.optimizer, self.world)
         name, tokens = self.stage.kl.reference, self.stage.micro_batch_tokens
         if name != "none":
             self.learner.reference = action_scorer(self.copies[name], self.learner, tokens)

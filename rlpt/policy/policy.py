@@ -40,6 +40,10 @@ class Readout:
         assert found.argmax is not None
         return RowScores(found.logp, found.argmax)
 
+    def hidden(self, kind: Rows) -> Float[Tensor, "R D"]:
+        """The states that predict rows."""
+        return self._hidden_MD[kind.hidden_R]
+
     @torch.no_grad()
     def constants(self, kind: Rows) -> RowScores:
         """The same without gradient: for rewards."""
