@@ -87,7 +87,8 @@ INLINE = InlineFrame()
 
 
 class ChatFrame(Strict):
-    """Page text in a user's turn, the thought and what follows it in the answer."""
+    """Page text in a user's turn, the thought and what follows it in the answer; in RL stages and evaluations, while
+    next-token stages show text as it is. A match compares bytes: say in `instruction` that spaces count."""
 
     kind: Literal["chat"]
     template: str

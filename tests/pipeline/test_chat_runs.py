@@ -8,7 +8,9 @@ import pytest
 
 from rlpt.config import EvalJobConfig, RunConfig
 from rlpt.evaluate.job import run as evaluate
+from rlpt.flops import document_tokens
 from rlpt.runlog import read_journal
+from rlpt.stages import RLStage
 from rlpt.train import run
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, load, parse
@@ -26,6 +28,14 @@ def framed_run(toml: Path, shards: ShardFolder, name: str, *more: str) -> Path:
     return run_dir
 
 
+def planned(run_dir: Path) -> int:
+    """Most tokens of a step's one training forward, before any text is known."""
+    cfg = parse(RunConfig, json.loads((run_dir / "config.json").read_text()), "config.json")
+    stage = cfg.stage[1]
+    assert isinstance(stage, RLStage)
+    return stage.documents_per_step * document_tokens(cfg, stage, "shared", continuations=True)
+
+
 def test_rewards_in_a_frame_are_the_same_from_one_forward_and_from_two(
     toml: Path, chat_shards: ShardFolder
 ) -> None:
@@ -38,6 +48,8 @@ def test_rewards_in_a_frame_are_the_same_from_one_forward_and_from_two(
         )
         rows = [row for row in read_journal(run_dir / "metrics.jsonl") if row["stage"] == "rl"]
         assert len(rows) == 5
+        most = max(row["tokens/train"] for row in rows)
+        assert 0.8 * planned(run_dir) <= most <= planned(run_dir)
         both.append([(r["reward/likelihood"], r["gain/mean"], r["loss/grad_norm"]) for r in rows])
     assert np.allclose(both[0], both[1], atol=2e-4)
     assert len({each[1] for each in both[0]}) == 5
