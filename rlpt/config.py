@@ -269,6 +269,11 @@ class RunConfig(Strict):
 
     def _check_reward(self, stage: RLStage) -> None:
         reward, predicted = stage.reward, self.thought.prediction_tokens
+        if self.rollout.saved is not None and (stage.sampling or stage.difficulty):
+            raise ValueError(
+                f"stage {stage.name}: rollout.source = 'saved' trains on given groups: sampling and difficulty have no "
+                "part"
+            )
         if stage.budget is not None and stage.budget.start > self.thought.budget_tokens:
             raise ValueError(
                 f"stage {stage.name}: budget.start = {stage.budget.start} exceeds thought.budget_tokens = "

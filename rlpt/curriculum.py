@@ -1,4 +1,4 @@
-"""What changes in the course of a stage, as configurations: pure functions of the step."""
+"""What changes in the course of a stage, as configurations: budgets, and which prompts are asked for again."""
 
 import math
 from typing import Annotated, Literal
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from rlpt_data.strict import Strict
 
 Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class DecayingBudget(Strict):
@@ -29,3 +30,39 @@ class DecayingBudget(Strict):
     def at(self, step: int, steps: int) -> int:
         """Of the step after ``step`` of ``steps``."""
         return max(self.least, math.floor(self.start * self.gamma ** (step / steps)))
+
+
+class DynamicSampling(Strict):
+    """Groups whose rewards agree teach nothing: fresh documents are asked for in their stead (DAPO, 2503.14476)."""
+
+    kind: Literal["dynamic"]
+    rounds: Annotated[int, Field(ge=0)] = 3
+    """Most times within a step; then what agrees fills the step. Ours: DAPO goes on, or ends the run. 0: never."""
+    no_positive_resampling: Annotated[float, Field(gt=0.0)] | None = None
+    """A prompt (document and cut) whose running mean reward reaches this is never asked for again (ScaleRL: 0.9)."""
+
+
+class DifficultyWindow(Strict):
+    """Documents neither too easy nor too hard: those outside are passed over, counted, and come back for review."""
+
+    low: float
+    high: float
+    """Both bounds are inside. Ratings: means of a document's rewards over its groups, the last ones weighing more."""
+    signal: Literal["pass_rate", "gain_quantile"] = "pass_rate"
+    """What is held against the bounds: the rating, or the share of the rated documents with a lower one."""
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    """Weight of the rating so far beside the newest group's mean."""
+    review_every: Positive = 4
+    """Epochs after its last group until a document outside is asked for again."""
+
+    @model_validator(mode="after")
+    def _is_a_window(self) -> "DifficultyWindow":
+        if self.low >= self.high:
+            raise ValueError(
+                f"difficulty.low = {self.low} must be below difficulty.high = {self.high}"
+            )
+        if self.signal == "gain_quantile" and not 0.0 <= self.low < self.high <= 1.0:
+            raise ValueError(
+                f"difficulty.low = {self.low} and high = {self.high}: quantiles are from 0 to 1"
+            )
+        return self

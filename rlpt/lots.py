@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlpt.config import PromptConfig
-from rlpt.prompts import Stream, prompts_of, trunk
+from rlpt.prompts import Stream, prompts_of, trunk_at
 from rlpt.rollout.records import Row, group_row, groups_of
 from rlpt.types import Group, Markers, Prompt, Sums
 
@@ -50,15 +50,17 @@ def lot_of(
     row: Row, stream: Stream, cfg: PromptConfig, markers: Markers, seed: int, where: str
 ) -> Lot:
     """A document in hand from its row; its text is cut again as it was."""
-    epoch, document = stream.at(row["position"])
-    prompts = prompts_of(trunk(document, epoch, cfg, seed), cfg, markers)
+    every = prompts_of(trunk_at(stream, row["position"], cfg, seed), cfg, markers)
+    prompts = [prompt for prompt in every if prompt.key[2] in row["cuts"]]
     groups = None if row["groups"] is None else groups_of(row["groups"], prompts, where)
+    assert len(prompts) == len(row["cuts"]), row
     return Lot(row["position"], prompts, [], groups, row["uses"], row["budget"])
 
 
 def lot_row(lot: Lot, place: str) -> Row:
     groups = None if lot.groups is None else [group_row(group) for group in lot.groups]
     held = {"position": lot.position, "uses": lot.uses, "budget": lot.budget}
+    held["cuts"] = [prompt.key[2] for prompt in lot.prompts]
     return {"place": place, **held, "groups": groups}
 
 

@@ -165,20 +165,24 @@ def middle(document: Document, epoch: int, cut: int, cfg: PromptConfig) -> Trunk
 
 
 def dealt_trunks(
-    stream: Stream, start: int, count: int, cfg: PromptConfig, seed: int, branch_tokens: int, world: dist.World
+    stream: Stream, positions: Sequence[int], cfg: PromptConfig, seed: int, branch_tokens: int, world: dist.World
 ) -> tuple[list[int], list[Trunk]]:  # fmt: skip
-    """This rank's share of the samples [start, start + count): positions in the step, and their trunks.
+    """This rank's share of the samples at global positions: which it got, and their trunks.
 
     As many documents on every rank, and about as many tokens; ``branch_tokens`` are all those that hang off one cut.
     """
-    samples = stream.take(start, count, world.rank, world.size)
-    trunks = [trunk(document, epoch, cfg, seed) for epoch, document in samples]
+    trunks = [trunk_at(stream, position, cfg, seed) for position in dist.share(positions, world)]
     if world.size == 1:
-        return list(range(count)), trunks
+        return list(positions), trunks
     costs = [len(each.ids) + branch_tokens * len(each.cuts) for each in trunks]
-    positions = dist.balanced(dist.unshare(costs, world), world)
-    samples = [stream.at(start + position) for position in positions]
-    return positions, [trunk(document, epoch, cfg, seed) for epoch, document in samples]
+    dealt = [positions[i] for i in dist.balanced(dist.unshare(costs, world), world)]
+    return dealt, [trunk_at(stream, position, cfg, seed) for position in dealt]
+
+
+def trunk_at(stream: Stream, position: int, cfg: PromptConfig, seed: int) -> Trunk:
+    """The trunk of the sample at a global position."""
+    epoch, document = stream.at(position)
+    return trunk(document, epoch, cfg, seed)
 
 
 def window(

@@ -10,6 +10,7 @@ from rlpt import dist
 from rlpt.config import PromptConfig
 from rlpt.lots import Batch, ages, lot_of
 from rlpt.prompts import Stream
+from rlpt.reward.base import Rewarded
 from rlpt.rollout.records import Row, unpacked
 from rlpt.stages import RLStage
 from rlpt.types import Group, Markers
@@ -74,6 +75,9 @@ class SavedSupply:
                     f"{path}: holds steps of {name} = {sorted(found)}, stage {self.stage.name} has "
                     f"{getattr(self.stage, name)}; use the saved run's"
                 )
+
+    def rated(self, batch: Batch, rewarded: Rewarded) -> None:
+        """Saved groups are what they are: nothing is asked for by what they were worth."""
 
     def trained(self, batch: Batch) -> None:
         """Saved groups are trained as often as they were saved."""

@@ -24,6 +24,7 @@ from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.preflight import check_shares
 from rlpt.prompts import Stream, prompt_stream, window_stream
+from rlpt.reward.base import Reward
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import packed, unpacked
@@ -184,10 +185,10 @@ class Session:
         outfit = Outfit(cfg, self.shards, self.plan, self.world, stage, learner, frozen)
         reward = outfit.reward()
         say(f"stage {stage.name}: {stage.arrangement}", self.world.is_main)
-        supply = self._supply(stage, stream)
+        supply = self._supply(stage, stream, reward)
         return Work(outfit.learner_with_reference(), stream, None, reward, frozen, supply)
 
-    def _supply(self, stage: RLStage, stream: Stream) -> Supply | SavedSupply:
+    def _supply(self, stage: RLStage, stream: Stream, reward: Reward) -> Supply | SavedSupply:
         cfg = self.cfg
         if cfg.rollout.saved is not None:
             own = cfg.rollout.saved.resolve() == cfg.run_dir.resolve()
@@ -206,7 +207,7 @@ class Session:
         own = longest_branch(cfg.prompts, cfg.thought) - cfg.prompts.context_tokens
         return Supply(
             *(self.engine, stream, cfg.prompts, cfg.rollout, stage, self.markers, cfg.seed),
-            *(stage.group_size * own, self.world),
+            *(stage.group_size * own, self.world, reward),
         )
 
     def publish(self, step: int) -> None:

@@ -2,7 +2,7 @@
 configuration allows it, and trained in that order; afterwards they may be trained again.
 
 Every position of the stream is at any time in exactly one place: not dispatched, waiting, trained (and perhaps kept for
-another time), or dropped and counted.
+another time), or passed over or dropped, and counted.
 """
 
 import time
@@ -15,11 +15,15 @@ from rlpt.config import PromptConfig
 from rlpt.engines import RolloutConfig
 from rlpt.exits import FaultError
 from rlpt.lots import Batch, Lot, ages, lot_of, lot_row, oldest
-from rlpt.prompts import Stream, dealt_trunks, prompts_of
+from rlpt.pool import PLACE, Pool
+from rlpt.prompts import Stream, dealt_trunks, prompts_of, trunk_at
+from rlpt.reward.base import Reward, Rewarded
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import Row
+from rlpt.screen import Screen
 from rlpt.stages import RLStage
-from rlpt.types import Markers
+from rlpt.types import Markers, Sums
+from rlpt_data.strict import UserError
 
 _ROUNDS = 3
 """What waited, what is dispatched in its stead, and once more."""
@@ -42,7 +46,9 @@ class Supply:
         seed: int,
         branch_tokens: int,
         world: dist.World,
+        reward: Reward | None = None,
     ) -> None:
+        """``reward``: the stage's, for `stage.sampling`, which looks at rewards before the step."""
         self.engine = engine
         self.stream = stream
         self.cfg = cfg
@@ -59,6 +65,9 @@ class Supply:
         self.waiting: deque[Lot] = deque()
         self.kept: deque[Lot] = deque()
         self.share = stage.documents_per_step // world.size
+        self.pool = Pool(stage.sampling, stage.difficulty, world)
+        self.screened_by = reward if stage.sampling is not None else None
+        self.rounds = stage.sampling.rounds if stage.sampling is not None else 0
 
     # ---- a step --------------------------------------------------------------------------------
 
@@ -73,7 +82,7 @@ class Supply:
         fresh = self.share - len(again)
         most_ahead = min(self.rollout.steps_ahead, steps_left - 1)
         self._dispatch(fresh + most_ahead * self._fresh_share - len(self.waiting))
-        lots, dropped = self._collected(fresh, step)
+        lots, dropped, screened = self._collected(fresh, step)
         lots += again
         groups = [group for lot in lots for group in lot.groups or ()]
         sums = ages(groups, step) | {
@@ -81,6 +90,7 @@ class Supply:
             "replay/share": (float(len(again)), float(len(lots))),
             "time/wait": (time.perf_counter() - started, 1.0),
         }
+        sums |= self.pool.sums() | screened
         return Batch([lot.position for lot in lots], groups, sums, lots)
 
     def _begin(self, stage_step: int) -> None:
@@ -101,14 +111,16 @@ class Supply:
             self.kept.popleft() for _ in range(min(self.share - self._fresh_share, len(self.kept)))
         ]
 
-    def _collected(self, wanted: int, step: int) -> tuple[list[Lot], int]:
-        """``wanted`` documents with groups that are fresh enough; how many groups were too old. Collective.
+    def _collected(self, wanted: int, step: int) -> tuple[list[Lot], int, Sums]:
+        """``wanted`` documents with groups that are fresh enough, and as far as sampling goes on for them, whose
+        rewards differ; how many groups were too old, and what was sampled and used. Collective.
 
         Raises FaultError where thoughts that were asked for just now are too old: the engine lacks the weights.
         """
         lots: list[Lot] = []
+        screen = Screen(self.screened_by, self.pool)
         dropped = 0
-        for _ in range(_ROUNDS):
+        for turn in range(self.rounds + _ROUNDS):
             while len(lots) < wanted and self.waiting:
                 next_ones = [
                     self.waiting.popleft()
@@ -116,10 +128,13 @@ class Supply:
                 ]
                 self._collect(next_ones)
                 dropped += sum(self._drop_old(lot, step) for lot in next_ones)
-                lots += [lot for lot in next_ones if lot.groups]
+                lots += screen.passed([lot for lot in next_ones if lot.groups])
+            if turn >= self.rounds:
+                lots += screen.fill(wanted - len(lots))
             # Every rank must have its documents before any goes on.
             if not (missing := dist.largest(wanted - len(lots), self.world)):
-                return lots, dropped
+                lots.sort(key=lambda lot: lot.position)
+                return lots, dropped, screen.sums(self.stage.group_size, self.world.size)
             self._dispatch(missing)
         raise FaultError(
             f"rollouts: {dropped} groups of weights older than version {step} - {self.rollout.max_staleness} "
@@ -147,17 +162,34 @@ class Supply:
         count = dist.largest(max(count, 0), self.world)
         if not count:
             return
-        total = count * self.world.size
+        due = self._due(count * self.world.size)
         positions, trunks = dealt_trunks(
-            self.stream, self.next, total, self.cfg, self.seed, self.branch_tokens, self.world
+            self.stream, due, self.cfg, self.seed, self.branch_tokens, self.world
         )
         lots = [
-            Lot(self.next + position, prompts_of(each, self.cfg, self.markers), budget=self.budget)
-            for position, each in zip(positions, trunks, strict=True)
+            Lot(at, prompts_of(self.pool.left(each), self.cfg, self.markers), budget=self.budget)
+            for at, each in zip(positions, trunks, strict=True)
         ]
-        self.next += total
         self._submit(lots)
         self.waiting += lots
+
+    def _due(self, count: int) -> list[int]:
+        """The next positions that the pool does not pass over, the same on every rank."""
+        found: list[int] = []
+        last = self.next
+        while len(found) < count:
+            position, self.next = self.next, self.next + 1
+            if not self.pool.looks or self.pool.is_due(
+                trunk_at(self.stream, position, self.cfg, self.seed)
+            ):
+                found.append(position)
+                last = position
+            elif position - last > self.pool.longest_wait * len(self.stream.usable):
+                raise UserError(
+                    f"stage {self.stage.name}: every document is passed over; widen difficulty, raise "
+                    "sampling.no_positive_resampling, or end the stage here"
+                )
+        return found
 
     def _submit(self, lots: Sequence[Lot]) -> None:
         purpose = f"rollout/{self.stage.name}"
@@ -167,6 +199,15 @@ class Supply:
             tickets = iter(self.engine.submit(prompts, self.stage.group_size, purpose, budget))
             for lot in same:
                 lot.tickets = [next(tickets) for _ in lot.prompts]
+
+    def rated(self, batch: Batch, rewarded: Rewarded) -> None:
+        """What a step's groups were worth, those trained before left out. Collective."""
+        if not self.pool.looks:
+            return
+        if self.screened_by is None:
+            first = [lot.uses == 0 for lot in batch.lots for _ in lot.groups or ()]
+            self.pool.rate(batch.groups, rewarded, first)
+        self.pool.merge()
 
     def trained(self, batch: Batch) -> None:
         """The batch is in the weights: what may be trained again is kept."""
@@ -188,14 +229,14 @@ class Supply:
 
     def rows(self) -> list[Row]:
         """This rank's documents in hand. Thoughts under way are not in them: they are sampled again."""
-        return [lot_row(lot, "waiting") for lot in self.waiting] + [
-            lot_row(lot, "kept") for lot in self.kept
-        ]
+        held = [lot_row(lot, "waiting") for lot in self.waiting]
+        return [*held, *(lot_row(lot, "kept") for lot in self.kept), *self.pool.rows()]
 
     def restore(self, rows: Iterable[Row], cursor: int, where: str) -> None:
         """Take this rank's share of all ranks' documents, however many ranks saved them."""
         self.next = cursor
         ordered = sorted(rows, key=lambda row: row["position"])
+        self.pool.restore(row for row in ordered if row["place"] == PLACE)
         for place, into in (("waiting", self.waiting), ("kept", self.kept)):
             mine = dist.share([row for row in ordered if row["place"] == place], self.world)
             into += [

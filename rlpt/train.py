@@ -120,6 +120,8 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     stepped = update(
         work.learner, batch.groups, work.reward, stage, progress.step, progress.stage_step
     )
+    assert stepped.rewarded is not None
+    work.supply.rated(batch, stepped.rewarded)
     work.supply.trained(batch)
     work.renew_reference(stage, progress.stage_step + 1)
     stepped.sums.update(batch.sums, **{"time/generate": (generated, 1.0)})

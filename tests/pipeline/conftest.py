@@ -1,5 +1,6 @@
 """Small real shards and policies that the pipeline's tests share."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -158,32 +159,6 @@ def stream(shards: ShardFolder, paced) -> Stream:
 
 
 @pytest.fixture
-def on_ranks(paced, monkeypatch: pytest.MonkeyPatch) -> Callable:
+def on_ranks(paced, monkeypatch: pytest.MonkeyPatch):
     """Run a body on so many ranks, each a thread; its results in their order."""
-
-    def run(size: int, body: Callable[[dist.World], Any]) -> list[Any]:
-        meeting = paced.Meeting(size)
-        monkeypatch.setattr(dist, "gathered", meeting.gathered)
-        monkeypatch.setattr(dist, "largest", meeting.largest)
-        found: list[Any] = [None] * size
-
-        def rank(number: int) -> None:
-            try:
-                found[number] = body(dist.World(number, size, torch.device("cpu")))
-            except BaseException as error:
-                found[number] = error
-                meeting.barrier.abort()
-
-        threads = [threading.Thread(target=rank, args=(number,)) for number in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for each in found:
-            if isinstance(each, BaseException) and not isinstance(
-                each, threading.BrokenBarrierError
-            ):
-                raise each
-        return found
-
-    return run
+    return functools.partial(paced.on_ranks, monkeypatch)

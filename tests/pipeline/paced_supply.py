@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,6 +15,7 @@ from rlpt.config import PromptConfig
 from rlpt.engines import RolloutConfig
 from rlpt.lots import Batch
 from rlpt.prompts import Stream, dealt_trunks, prompts_of
+from rlpt.reward.base import Rewarded
 from rlpt.rollout.records import packed, unpacked
 from rlpt.stages import RLStage
 from rlpt.supply import Supply
@@ -98,6 +100,7 @@ class Run:
     world: dist.World = field(default_factory=lambda: dist.World(0, 1, torch.device("cpu")))
     seed: int = 0
     pace: int = 0
+    reward: Callable[[Sequence[Group]], Rewarded] | None = None
     trained: list[Batch] = field(default_factory=list)
     uses: list[list[int]] = field(default_factory=list)
     """Times that each document of a step was trained before."""
@@ -105,7 +108,8 @@ class Run:
     def __post_init__(self) -> None:
         self.engine = PacedEngine(self.seed, self.pace)
         self.supply = Supply(
-            *(self.engine, self.stream, CFG, self.cfg, self.stage, MARKERS, SEED, 20, self.world)
+            *(self.engine, self.stream, CFG, self.cfg, self.stage, MARKERS, SEED, 20, self.world),
+            self.reward,
         )
 
     def go(self, start: int, stop: int, each: Callable[[], None] = lambda: None) -> Self:
@@ -119,6 +123,8 @@ class Run:
             )
             self.trained.append(batch)
             self.uses.append([lot.uses for lot in batch.lots])
+            if self.reward is not None:
+                self.supply.rated(batch, self.reward(batch.groups))
             self.supply.trained(batch)
             each()
         return self
@@ -159,7 +165,7 @@ class Run:
 
 @functools.cache
 def keys_at(stream: Stream, position: int) -> set[tuple[int, str, int]]:
-    trunk = dealt_trunks(stream, position, 1, CFG, SEED, 20, alone())[1][0]
+    trunk = dealt_trunks(stream, [position], CFG, SEED, 20, alone())[1][0]
     return {prompt.key for prompt in prompts_of(trunk, CFG, MARKERS)}
 
 
@@ -169,6 +175,51 @@ def num_groups(stream: Stream, position: int) -> int:
 
 def versions_of(group: Group) -> list[list[int]]:
     return [each.version.tolist() for each in group.rollouts]
+
+
+class Meeting:
+    """Collectives between threads."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size, timeout=30)
+        self.items: list[Any] = [None] * size
+
+    def gathered(self, item: Any, world: dist.World) -> list[Any]:
+        if world.size == 1:
+            return [item]
+        self.items[world.rank] = item
+        self.barrier.wait()
+        found = list(self.items)
+        self.barrier.wait()
+        return found
+
+    def largest(self, value: int, world: dist.World) -> int:
+        return max(self.gathered(value, world))
+
+
+def on_ranks(monkeypatch: Any, size: int, body: Callable[[dist.World], Any]) -> list[Any]:
+    """Run a body on so many ranks, each a thread; its results in their order."""
+    meeting = Meeting(size)
+    monkeypatch.setattr(dist, "gathered", meeting.gathered)
+    monkeypatch.setattr(dist, "largest", meeting.largest)
+    found: list[Any] = [None] * size
+
+    def rank(number: int) -> None:
+        try:
+            found[number] = body(dist.World(number, size, torch.device("cpu")))
+        except BaseException as error:
+            found[number] = error
+            meeting.barrier.abort()
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in found:
+        if isinstance(each, BaseException) and not isinstance(each, threading.BrokenBarrierError):
+            raise each
+    return found
 
 
 def alone() -> dist.World:

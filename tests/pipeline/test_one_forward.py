@@ -80,7 +80,7 @@ class Run:
         for step in range(20):
             sync.publish(policy, engine, step)
             _, trunks = dealt_trunks(
-                stream, step * DOCUMENTS, DOCUMENTS, PROMPTS, 0, 40, self.world
+                stream, range(step * DOCUMENTS, (step + 1) * DOCUMENTS), PROMPTS, 0, 40, self.world
             )
             prompts = [p for each in trunks for p in prompts_of(each, PROMPTS, markers)]
             groups = generate(engine, prompts, GROUP, "rl")
@@ -180,7 +180,7 @@ def test_an_ema_that_cancels_changes_no_weight(shards: ShardFolder, world: dist.
         engine = engine_of(plan, world)
         sync.publish(policy, engine, 0)
         stream = prompt_stream(shards.split("train"), PROMPTS, 0, "rl")
-        _, trunks = dealt_trunks(stream, 0, DOCUMENTS, PROMPTS, 0, 40, world)
+        _, trunks = dealt_trunks(stream, range(DOCUMENTS), PROMPTS, 0, 40, world)
         prompts = [p for each in trunks for p in prompts_of(each, PROMPTS, markers)]
         groups = generate(engine, prompts, GROUP, "rl")
         longest: list[int] = []
@@ -215,7 +215,7 @@ def test_the_body_runs_once_and_the_null_control_is_zero(
     policy, markers = load.load(cfg, plan, world, seed=0), plan.vocabulary.markers
     assert policy.layout == "shared"
     stream = prompt_stream(shards.split("train"), PROMPTS, 0, "rl")
-    _, trunks = dealt_trunks(stream, 0, 40, PROMPTS, 0, 40, world)
+    _, trunks = dealt_trunks(stream, range(40), PROMPTS, 0, 40, world)
     prompts = [p for each in trunks for p in prompts_of(each, PROMPTS, markers)]
     scorer = Scorer(policy, markers.ids, world, 700)
     trunk = scorer.trunks([(p.trunk, p.cut, p.cut + p.horizon) for p in prompts])

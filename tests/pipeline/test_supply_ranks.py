@@ -1,13 +1,11 @@
 """Ranks share every document among them exactly once, and a checkpoint moves it to exactly one rank of the next run."""
 
 import itertools
-import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
 
 from rlpt import dist
 from rlpt.prompts import Stream
@@ -35,58 +33,6 @@ def test_a_run_that_is_cut_off_goes_on_with_the_same_documents(
             assert list(map(paced.versions_of, mine.groups)) == list(
                 map(paced.versions_of, known.groups)
             )
-
-
-class Meeting:
-    """Collectives between threads."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=30)
-        self.items: list[Any] = [None] * size
-
-    def gathered(self, item: Any, world: dist.World) -> list[Any]:
-        if world.size == 1:
-            return [item]
-        self.items[world.rank] = item
-        self.barrier.wait()
-        found = list(self.items)
-        self.barrier.wait()
-        return found
-
-    def largest(self, value: int, world: dist.World) -> int:
-        return max(self.gathered(value, world))
-
-
-@pytest.fixture
-def on_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Run a body on so many ranks, each a thread; its results in their order."""
-
-    def run(size: int, body: Callable[[dist.World], Any]) -> list[Any]:
-        meeting = Meeting(size)
-        monkeypatch.setattr(dist, "gathered", meeting.gathered)
-        monkeypatch.setattr(dist, "largest", meeting.largest)
-        found: list[Any] = [None] * size
-
-        def rank(number: int) -> None:
-            try:
-                found[number] = body(dist.World(number, size, torch.device("cpu")))
-            except BaseException as error:
-                found[number] = error
-                meeting.barrier.abort()
-
-        threads = [threading.Thread(target=rank, args=(number,)) for number in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for each in found:
-            if isinstance(each, BaseException) and not isinstance(
-                each, threading.BrokenBarrierError
-            ):
-                raise each
-        return found
-
-    return run
 
 
 def together(runs: Sequence, step: int) -> list[int]:

@@ -52,7 +52,8 @@ def test_a_fast_engine_too_far_ahead_is_dropped_and_made_up_for(paced, stream: S
 def test_strictly_on_policy_steps_are_what_they_always_were(paced, stream: Stream) -> None:
     run = paced.Run(stream, paced.config(), paced.stage_of(6, 5)).go(0, 5)
     for step, batch in enumerate(run.trained):
-        _, trunks = dealt_trunks(stream, 6 * step, 6, paced.CFG, paced.SEED, 20, paced.alone())
+        places = range(6 * step, 6 * step + 6)
+        _, trunks = dealt_trunks(stream, places, paced.CFG, paced.SEED, 20, paced.alone())
         prompts = [
             prompt for trunk in trunks for prompt in prompts_of(trunk, paced.CFG, paced.MARKERS)
         ]
