@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ CHANGES = {
     "rmt": ("stage.1.gates.0.tokens=4",),
     "jepo": ("stage.1.objective.constant_tokens=4",),
     "verifree": ("stage.1.objective.constant_tokens=4",),
+    "rlpt_segments": ("stage.1.reward.address={judge}",),
+    "meta_rlmt": ("stage.1.reward.address={judge}", "stage.1.objective.constant_tokens=4"),
 }
 """Of a small run; what is larger in the paper's."""
 
@@ -33,13 +36,23 @@ def model(tmp_path_factory: pytest.TempPathFactory, whole: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def judge(beside) -> Iterator[str]:
+    """The address of a rule-based stand-in for a judge: the protocol is tested against a real server elsewhere."""
+    module = beside("rule_judge")
+    with module.served() as server:
+        yield server.address
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_a_preset_runs_twenty_steps_and_every_reward_is_finite(
-    path: Path, toml: Path, model: Path, tmp_path: Path
+    path: Path, toml: Path, model: Path, judge: str, tmp_path: Path
 ) -> None:
     base = load(RunConfig, toml, ["stage.0.steps=2", "stage.1.steps=20", "stage.1.group_size=4"])
-    changes = tuple(change.format(model=model) for change in CHANGES.get(path.stem, ()))
+    changes = tuple(
+        change.format(model=model, judge=judge) for change in CHANGES.get(path.stem, ())
+    )
     arm = Arm(name=path.stem, method=path, set=changes)
     cfg = arm_config(arm, base, tmp_path / "run", seed=0)
     run(cfg)
