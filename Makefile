@@ -29,7 +29,7 @@ PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
 help:
 	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
 	@echo "make prove        the proving ground: does a thought that helps get learned? (one seed)"
-	@echo "make prove-all    the same for three seeds"
+	@echo "make prove-all    the same for three seeds, and every published method that it can judge"
 	@echo "make test         install, lint, types, import contracts, tests"
 	@echo "make test-slow    the tests that take minutes (kills of real engines: pytest -m 'slow and vllm')"
 	@echo "make test-vllm    install vLLM for CPU, and the tests that run the real engine"
@@ -86,6 +86,7 @@ prove: $(VENV)/.installed
 
 prove-all: $(VENV)/.installed
 	$(BIN)/rlpt prove --seeds 0,1,2 $(PROVE_ARGS)
+	$(BIN)/rlpt compare configs/proving/methods.toml
 
 # ---- checks ------------------------------------------------------------------------------------
 
