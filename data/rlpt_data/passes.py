@@ -4,7 +4,6 @@ A task gets a job of names and numbers, writes its files beside their final name
 and gives back which files it wrote and what it counted.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from rlpt_data.rows import RowMaker
 from rlpt_data.shards import Document
 from rlpt_data.sources.units import Unit
 from rlpt_data.split import SplitConfig
-from rlpt_data.store import Store, StoreWriter, padded, store_files
+from rlpt_data.store import Store, StoreWriter, padded, store_files, writer_name
 from rlpt_data.tally import Tally
 from rlpt_data.tokenizer import PlainTokenizer
 from rlpt_data.work import Done
@@ -116,7 +115,7 @@ def encode(job: EncodeJob) -> Done:
     tokenizer = PlainTokenizer.cached(job.tokenizer)
     maker = RowMaker(tokenizer, job.cuts, job.seed)
     places = np.load(job.order, mmap_mode="r")[job.start : job.stop]
-    partial = job.target.with_name(f"{job.target.name}.{os.getpid()}")
+    partial = job.target.with_name(f"{job.target.name}.{writer_name()}")
     stores = [Store(path) for path in job.stores]
     with ShardWriter(partial) as writer:
         at = 0

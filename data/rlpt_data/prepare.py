@@ -19,6 +19,7 @@ from rlpt_data import passes, sources, stages
 from rlpt_data.cuts import CutsConfig
 from rlpt_data.documents import Drop
 from rlpt_data.duplicates import AGAIN, survivors
+from rlpt_data.executors import OWN_WORKERS, ExecutorConfig, check_executor
 from rlpt_data.filters import READ
 from rlpt_data.inspection import inspect, render_inspect
 from rlpt_data.ledger import Entry
@@ -72,6 +73,8 @@ class PrepareConfig(Strict):
     """Files of every split; None: by ``shard_bytes``. Documents, cuts and split stay the same."""
     workers: int = Field(default=1, ge=1)
     """Processes; their number has no part in the bytes."""
+    executor: ExecutorConfig = OWN_WORKERS
+    """Who runs the jobs; it has no part in the bytes."""
     max_failed_share: float = Field(default=0.05, ge=0.0, le=1.0)
     """When more of the input's units cannot be read, nothing is written."""
 
@@ -97,13 +100,15 @@ def prepare(config: PrepareConfig, overwrite: bool = False, progress: bool = Tru
     _check_target(config.out)
     if config.source.kind not in GENERATED:
         stages.check_guarded(config.stages, config.without_decontamination)
+    check_executor(config.executor, config.workers)
     units = sources.units(config.source)
     if config.max_documents is not None:
         units = [Unit("all")]
     plan = _plan(config, units)
     if present := _present(config.out, plan, overwrite):
         return present
-    with WorkFolder(config.out, plan, num_workers=config.workers, progress=progress) as work:
+    who = config.workers, config.executor
+    with WorkFolder(config.out, plan, *who, progress=progress) as work:
         work.start(afresh=overwrite)
         manifest = _prepared(_Run(config, plan, work, units, Tally()))
         if not work.failures:
@@ -272,7 +277,7 @@ def _basis(before: str, entries: list[Entry]) -> str:
 
 
 def _plan(config: PrepareConfig, units: list[Unit]) -> Plan:
-    left_out = {"out", "workers", "max_failed_share"}
+    left_out = {"out", "workers", "executor", "max_failed_share"}
     table = {"recipe": RECIPE, **config.model_dump(mode="json", exclude=left_out)}
     resources = stages.resources(config.stages)
     if isinstance(config.tokenizer, TokenizerFile):

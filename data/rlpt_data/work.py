@@ -1,6 +1,6 @@
 """The folder of unfinished work beside the output: its lock, its plan, its ledger, its passes.
 
-    .NAME.work/plan.json  ledger.jsonl  lock  read/  clean/  shards/  failed/
+    .NAME.work/plan.json  ledger.jsonl  lock  read/  clean/  shards/  spool/  failed/
 
 A pass runs those of its units that the ledger does not hold yet. A unit that fails is quarantined,
 with its error in ``failed/``, and the others go on.
@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlpt_data import plan as plans
+from rlpt_data.executors import OWN_WORKERS, ExecutorConfig, outcomes
 from rlpt_data.ledger import Entry, Ledger
 from rlpt_data.manifest import digest_file
 from rlpt_data.plan import Plan
 from rlpt_data.strict import UserError
 from rlpt_data.tally import Tally
-from rlpt_data.workers import Failure, outcomes
+from rlpt_data.workers import Failure
 
 STDERR = Console(stderr=True)
 
@@ -50,12 +51,21 @@ class Done:
 class WorkFolder:
     """Opened by ``with``; another process that opens it meanwhile is refused."""
 
-    def __init__(self, out: Path, plan: Plan, *, num_workers: int, progress: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        plan: Plan,
+        num_workers: int,
+        executor: ExecutorConfig = OWN_WORKERS,
+        *,
+        progress: bool,
+    ) -> None:
         self.path = out.parent / f".{out.name}.work"
         self.plan = plan
         self.failures: dict[str, Failure] = {}
         """phase/unit -> why it was quarantined in this run."""
         self._num_workers = num_workers
+        self._executor = executor
         self._progress = progress
 
     def __enter__(self) -> "WorkFolder":
@@ -105,7 +115,9 @@ class WorkFolder:
         left = [job for job in jobs if found[job.unit] is None]
         if left and len(left) < len(jobs):
             say(f"{self.path}: {len(jobs) - len(left)} of {len(jobs)} units of {phase} are done")
-        for job, result in self._shown(phase, outcomes(task, left, self._num_workers), len(left)):
+        spool = self.path / "spool" / f"{phase}-{basis}"
+        found_now = outcomes(task, left, self._executor, self._num_workers, spool)
+        for job, result in self._shown(phase, found_now, len(left)):
             if isinstance(result, Failure):
                 self._quarantine(phase, job.unit, result)
                 continue

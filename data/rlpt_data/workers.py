@@ -43,12 +43,12 @@ def outcomes(
     """Every job with its result, as they finish. Raises UserError for the user's mistakes."""
     if min(num_workers, len(jobs)) <= 1:
         for job in jobs:
-            yield job, _checked(attempted(task, job))
+            yield job, checked(attempted(task, job))
         return
     pool = _Pool(task, min(num_workers, len(jobs)))
     try:
         for job, result in pool.run(jobs):
-            yield job, _checked(result)
+            yield job, checked(result)
     finally:
         pool.end()
 
@@ -68,7 +68,8 @@ def attempted(task: Callable[[_Job], _Result], job: _Job) -> _Result | Failure |
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _checked(result: Any) -> Any:
+def checked(result: Any) -> Any:
+    """The result, unless it is the user's mistake: that is raised."""
     if isinstance(result, UserError):
         raise result
     return result
