@@ -47,18 +47,25 @@ def prepare(config: Path, overrides: Sequence[str], overwrite: bool, as_json: bo
 
 @data.command()
 @folder_argument
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Where the datasheet goes; default: DIR.html."
+)
 @json_option
-def inspect(folder: Path, as_json: bool) -> None:
-    """Show counts, drops and a few documents of shards.
+def inspect(folder: Path, html: Path | None, as_json: bool) -> None:
+    """Show counts, drops and a few documents of shards, and write their datasheet.
 
     What was dropped comes with its reason and samples, a document with its candidate cuts.
     """
+    from rlpt_data import datasheet
     from rlpt_data.prepare import inspect as inspect_shards
     from rlpt_data.prepare import render_inspect
 
     found = inspect_shards(folder)
     show(render_inspect(found))
-    finish(found, as_json)
+    html = html or datasheet.default_path(folder)
+    datasheet.write(folder, html)
+    click.echo(f"datasheet: {html}")
+    finish(found | {"datasheet": str(html)}, as_json)
 
 
 @data.command()

@@ -75,7 +75,11 @@ class LanguageConfig(Strict):
         return {"language": _hash(self.model, "language")} if self.model else {}
 
     def build(self) -> Stage:
-        detect = _fasttext(self.model, self.min_score) if self.model else _fast(self.max_distance)
+        detect = (
+            _fasttext(self.model, self.min_score)
+            if self.model
+            else resiliparse_detector(self.max_distance)
+        )
 
         def stage(document: SourceDocument) -> SourceDocument | Drop:
             language = detect(document.text)
@@ -86,7 +90,8 @@ class LanguageConfig(Strict):
         return stage
 
 
-def _fast(max_distance: int) -> Callable[[str], str]:
+def resiliparse_detector(max_distance: int) -> Callable[[str], str]:
+    """text -> its language as ISO 639-1, or unknown. Raises UserError without resiliparse."""
     try:
         from resiliparse.parse.lang import (
             detect_fast,  # pyright: ignore[reportMissingModuleSource]  # compiled
