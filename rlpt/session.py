@@ -20,13 +20,14 @@ from rlpt.evaluate.job import Subject, evaluate_subject
 from rlpt.exits import FaultError
 from rlpt.frames import Framer
 from rlpt.mismatch import coarser, verdict
+from rlpt.mixture import stage_stream
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.preflight import check_shares
-from rlpt.prompts import Stream, prompt_stream, window_stream
+from rlpt.prompts import Samples
 from rlpt.reward.rewards import GainReward, PrefixMatchReward, Reward
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
@@ -49,7 +50,7 @@ class Work:
     """The parts of one stage."""
 
     learner: Learner
-    stream: Stream
+    stream: Samples
     framer: Framer | None = None
     reward: Reward | None = None
     frozen: Policy | None = None
@@ -191,7 +192,7 @@ class Session:
 
     def _next_token(self, stage: NextTokenStage, learner: Learner) -> Work:
         cfg = self.cfg
-        stream = window_stream(self.shards.split("train"), cfg.seed, stage.name, cfg.data.domains)
+        stream = stage_stream(self.shards, cfg, stage)
         framer = Framer(
             stage.mix,
             cfg.prompts,
@@ -204,19 +205,13 @@ class Session:
 
     def _rl(self, stage: RLStage, learner: Learner) -> Work:
         cfg = self.cfg
-        stream = prompt_stream(
-            self.shards.split("train", cfg.data.cuts),
-            cfg.prompts,
-            cfg.seed,
-            stage.name,
-            cfg.data.domains,
-        )
+        stream = stage_stream(self.shards, cfg, stage)
         frozen = self._copy() if "frozen" in stage.reward.replicas else None
         reward = self._reward(stage, learner.ema, frozen)
         say(f"stage {stage.name}: {stage.arrangement}", self.world.is_main)
         return Work(learner, stream, None, reward, frozen, self._supply(stage, stream))
 
-    def _supply(self, stage: RLStage, stream: Stream) -> Supply | SavedSupply:
+    def _supply(self, stage: RLStage, stream: Samples) -> Supply | SavedSupply:
         cfg = self.cfg
         if cfg.rollout.saved is not None:
             own = cfg.rollout.saved.resolve() == cfg.run_dir.resolve()

@@ -17,7 +17,7 @@ from rlpt import dist
 from rlpt.config import PromptConfig
 from rlpt.engines import RolloutConfig
 from rlpt.exits import FaultError
-from rlpt.prompts import Stream, dealt_trunks, prompts_of, trunk
+from rlpt.prompts import Samples, dealt_trunks, prompts_of, trunk
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import Row, group_row, groups_of, unpacked
 from rlpt.stages import RLStage
@@ -70,7 +70,7 @@ class Supply:
     def __init__(
         self,
         engine: Engine,
-        stream: Stream,
+        stream: Samples,
         cfg: PromptConfig,
         rollout: RolloutConfig,
         stage: RLStage,
@@ -242,7 +242,7 @@ class SavedSupply:
         self,
         run_dir: Path,
         own: bool,
-        stream: Stream,
+        stream: Samples,
         cfg: PromptConfig,
         stage: RLStage,
         markers: Markers,
@@ -314,7 +314,7 @@ def groups_path(run_dir: Path, step: int) -> Path:
 
 
 def lot_of(
-    row: Row, stream: Stream, cfg: PromptConfig, markers: Markers, seed: int, where: str
+    row: Row, stream: Samples, cfg: PromptConfig, markers: Markers, seed: int, where: str
 ) -> Lot:
     """A document in hand from its row; its text is cut again as it was."""
     epoch, document = stream.at(row["position"])

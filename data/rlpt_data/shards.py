@@ -191,11 +191,12 @@ class ShardFolder:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path) -> "ShardFolder":
+    def open(cls, path: Path | str) -> "ShardFolder":
         """Cheap checks only: the manifest parses, every file has its size, the tokenizer its hash.
 
         Raises UserError naming the file, expected and found. ``verify_folder`` reads every byte.
         """
+        path = Path(path)
         manifest = read_manifest(path)
         for entry in manifest.files:
             _check_size(path, entry)
