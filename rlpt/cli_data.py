@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -19,7 +20,7 @@ from rlpt.cli_options import (
 
 @click.group(cls=InOrder)
 def data() -> None:
-    """Corpus -> shards: prepare, inspect, index, annotate, verify."""
+    """Corpus -> shards: prepare, inspect, index, annotate, export-pairs, verify."""
 
 
 @data.command()
@@ -92,6 +93,44 @@ def annotate(folder: Path, model: Path, window: int, short_window: int, as_json:
 
     found = annotate_shards(folder, model, window=window, short_window=short_window)
     conclude(found, as_json)
+
+
+@data.command("export-pairs")
+@folder_argument
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="A .parquet file, or a folder."
+)
+@click.option("--split", default="train", show_default=True, help="train, dev or test.")
+@click.option(
+    "--layout",
+    type=click.Choice(["trl", "verl", "verifiers"]),
+    default="trl",
+    show_default=True,
+    help="Whose columns hold the text; verifiers is what prime-rl reads.",
+)
+@click.option("--min-context", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--max-context", type=click.IntRange(1), help="The last so many tokens; else all.")
+@click.option("--horizon", type=click.IntRange(1), help="Tokens of continuation; else all.")
+@json_option
+def export_pairs(
+    folder: Path,
+    out: Path,
+    split: str,
+    layout: Literal["trl", "verl", "verifiers"],
+    min_context: int,
+    max_context: int | None,
+    horizon: int | None,
+    as_json: bool,
+) -> None:
+    """Write context and continuation of every candidate cut as Parquet, for other trainers.
+
+    Without limits every row holds its whole document: give --max-context and --horizon.
+    """
+    from rlpt_data.export import export_pairs as export
+    from rlpt_data.pairs import Limits
+
+    limits = Limits(min_context=min_context, max_context=max_context, horizon=horizon)
+    conclude(export(folder, out, split, layout, limits), as_json)
 
 
 @data.command()

@@ -57,12 +57,6 @@ def begins_character(document: Document) -> Bool[np.ndarray, " edges"]:
     return np.append(~inside, True)
 
 
-def text_between(document: Document, start: int, stop: int) -> str:
-    """The text of the tokens [start, stop), which begin and end with characters."""
-    data = document.text.encode()
-    return data[document.offsets[start] : document.offsets[stop]].decode()
-
-
 def pieces(document: Document, start: int, stop: int) -> list[str]:
     """The tokens [start, stop) as text; those that share a character are one piece."""
     edges = start + np.flatnonzero(begins_character(document)[start : stop + 1])
