@@ -59,11 +59,12 @@ def _names(url: str) -> list[str]:
 
 
 class LanguageConfig(Strict):
-    """Keep documents in some languages."""
+    """Keep documents in some languages: those the source names, else those a detector finds."""
 
     kind: Literal["language"]
     languages: tuple[str, ...] = Field(min_length=1)
-    """ISO 639-1, as en. There is no default: a corpus is in the languages somebody chose."""
+    """ISO 639-1, as en, or what the source calls them. There is no default: a corpus is in the
+    languages that somebody chose."""
     model: Path | None = None
     """A fastText model (lid.176.bin); None: resiliparse's detector, which needs no file."""
     min_score: float = Field(default=0.65, ge=0.0, le=1.0)
@@ -82,7 +83,7 @@ class LanguageConfig(Strict):
         )
 
         def stage(document: SourceDocument) -> SourceDocument | Drop:
-            language = detect(document.text)
+            language = document.language or detect(document.text)
             if language in self.languages:
                 return document
             return drop(document, "language", f"{language}: {document.text[:120]}")
