@@ -96,6 +96,7 @@ def test_the_language_that_a_source_names_decides(configured: Configured, tmp_pa
         path = "{tmp_path}/in.parquet"
         {BYTES}
         dev = 0.0
+        test = 0.0
         [[stages]]
         kind = "language"
         languages = ["en"]
