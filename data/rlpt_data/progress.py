@@ -1,7 +1,7 @@
 """A bar on stderr for whatever takes long: how many, how fast, how long still. Nothing in a log file."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,22 +14,25 @@ STDERR = Console(stderr=True)
 def shown(
     items: Iterable[T],
     what: str,
-    total: int,
+    total: int | None,
     *,
     unit: str = "documents",
-    size: Callable[[T], int] = lambda _: 1,
+    size: Callable[[T], float] = lambda _: 1,
 ) -> Iterator[T]:
-    """The same ``total`` items; ``size`` says how many ``unit`` each is, for the rate."""
-    if not STDERR.is_terminal or not total:
+    """The same items; ``size`` says how many ``unit`` each is, for the rate.
+
+    ``total``: how many there are; None: nobody knows, and no time is left to tell.
+    """
+    if not STDERR.is_terminal or total == 0:
         yield from items
         return
     rate = TextColumn("{task.fields[rate]}")
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    started, done = time.monotonic(), 0
+    started, done = monotonic(), 0.0
     with Progress(*columns, console=STDERR, transient=True) as progress:
         line = progress.add_task(what, total=total, rate="")
         for item in items:
             yield item
             done += size(item)
-            speed = done / max(1e-9, time.monotonic() - started)
+            speed = done / max(1e-9, monotonic() - started)
             progress.update(line, advance=1, rate=f"{speed:,.0f} {unit}/s")
