@@ -7,6 +7,7 @@ because equal bytes are equal data whoever wrote them.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,15 @@ class Counts(Strict):
     tokens: int
     bytes: int
     """UTF-8 bytes of text."""
+
+
+NOTHING = Counts(documents=0, tokens=0, bytes=0)
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum of each count."""
+    tables = [each.model_dump() for each in counts]
+    return Counts(**{name: sum(table[name] for table in tables) for name in Counts.model_fields})
 
 
 class FileEntry(Strict):
@@ -47,6 +57,8 @@ class Manifest(Strict):
     """Documents left out, by reason; samples lie in dropped/<reason>.jsonl."""
     stages: tuple[dict[str, Any], ...] | None = None
     """What each stage let through and left out, in order; None: written before stages were counted."""
+    sources: dict[str, Counts] | None = None
+    """Of every source of a mixture, over all splits; None: there is one source, without a name."""
     files: tuple[FileEntry, ...]
     config: dict[str, Any]
     input_hash: str | None
@@ -61,7 +73,8 @@ class Manifest(Strict):
     def to_json(self) -> dict[str, Any]:
         """As on disk. Fields that older folders lack are left out where they say nothing."""
         table = self.model_dump(mode="json")
-        return {key: value for key, value in table.items() if key != "stages" or value is not None}
+        later = ("stages", "sources")
+        return {key: value for key, value in table.items() if key not in later or value is not None}
 
 
 def digest(data: bytes) -> str:

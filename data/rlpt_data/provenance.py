@@ -30,7 +30,7 @@ class Stated:
 
 def sources_of(config: Mapping[str, Any]) -> list[Stated]:
     """The sources of a manifest's configuration; none for shards that were not read from any."""
-    tables = [config["source"]] if config.get("source") else []
+    tables = [each["source"] for each in (config, *config.get("sources", ())) if each.get("source")]
     return [
         Stated(
             kind=table["kind"],

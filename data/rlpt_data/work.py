@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlpt_data import plan as plans
 from rlpt_data.executors import OWN_WORKERS, ExecutorConfig, outcomes
 from rlpt_data.ledger import Entry, Ledger
-from rlpt_data.manifest import digest_file
+from rlpt_data.manifest import digest, digest_file
 from rlpt_data.plan import Plan
 from rlpt_data.strict import UserError
 from rlpt_data.tally import Tally
@@ -108,20 +108,25 @@ class WorkFolder:
         return path
 
     def run(
-        self, phase: str, task: Callable[[Any], Done], jobs: Sequence[Job], basis: str
+        self, phase: str, task: Callable[[Any], Done], jobs: Sequence[Job], bases: Sequence[str]
     ) -> list[Entry]:
-        """The entries of every job, in their order, without those that failed."""
-        found = {job.unit: self._ledger.done(phase, job.unit, basis) for job in jobs}
+        """The entries of every job, in their order, without those that failed.
+
+        ``bases``: for each job the hash of everything that its bytes depend on.
+        """
+        basis_of = {job.unit: basis for job, basis in zip(jobs, bases, strict=True)}
+        found = {unit: self._ledger.done(phase, unit, basis) for unit, basis in basis_of.items()}
         left = [job for job in jobs if found[job.unit] is None]
         if left and len(left) < len(jobs):
             say(f"{self.path}: {len(jobs) - len(left)} of {len(jobs)} units of {phase} are done")
-        spool = self.path / "spool" / f"{phase}-{basis}"
+        spool = self.path / "spool" / f"{phase}-{digest(' '.join(bases).encode())}"
         found_now = outcomes(task, left, self._executor, self._num_workers, spool)
         for job, result in self._shown(phase, found_now, len(left)):
             if isinstance(result, Failure):
                 self._quarantine(phase, job.unit, result)
                 continue
             files = {str(f.relative_to(self.path)): digest_file(f) for f in result.files}
+            basis = basis_of[job.unit]
             entry = Entry(phase, job.unit, basis, files, result.tally, result.facts)
             self._ledger.add(entry)
             found[job.unit] = entry

@@ -18,12 +18,14 @@ import pyarrow as pa
 from rlpt_data.manifest import (
     FORMAT_VERSION,
     NAME,
+    NOTHING,
     SPLITS,
     Counts,
     FileEntry,
     Manifest,
     digest,
     digest_file,
+    total,
 )
 from rlpt_data.shards import SCHEMA, TOKENIZER, Document
 from rlpt_data.store import flush
@@ -44,6 +46,7 @@ class Facts:
     drop_samples: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     created_by: Mapping[str, str] = field(default_factory=dict)
     stages: tuple[Mapping[str, Any], ...] | None = None
+    sources: Mapping[str, Counts] | None = None
     extras: Mapping[str, bytes] = field(default_factory=dict)
     """Other files of the folder, by name."""
 
@@ -66,7 +69,7 @@ class ShardWriter:
         self._per_batch = rows_per_batch
         self._rows: list[Document] = []
         self._size = 0
-        self.counts = Counts(documents=0, tokens=0, bytes=0)
+        self.counts = NOTHING
 
     def __enter__(self) -> "ShardWriter":
         self._file = self._path.open("wb")
@@ -76,11 +79,7 @@ class ShardWriter:
     def add(self, row: Document) -> None:
         self._rows.append(row)
         self._size += row_bytes(row)
-        self.counts = Counts(
-            documents=self.counts.documents + 1,
-            tokens=self.counts.tokens + len(row.ids),
-            bytes=self.counts.bytes + int(row.offsets[-1]),
-        )
+        self.counts = total([self.counts, counts_of(row)])
         if len(self._rows) == self._per_batch or self._size >= _BATCH_BYTES:
             self._write()
 
@@ -100,6 +99,11 @@ class ShardWriter:
         if self._rows:
             self._writer.write_batch(_batch(self._rows))
         self._rows, self._size = [], 0
+
+
+def counts_of(row: Document) -> Counts:
+    """Of one document."""
+    return Counts(documents=1, tokens=len(row.ids), bytes=int(row.offsets[-1]))
 
 
 def row_bytes(row: Document) -> int:
@@ -186,12 +190,7 @@ def _entry(folder: Path, shard: Shard) -> FileEntry:
 
 
 def _total(shards: Sequence[Shard], split: str) -> Counts:
-    found = [shard.counts for shard in shards if shard.name.startswith(f"{split}/")]
-    return Counts(
-        documents=sum(counts.documents for counts in found),
-        tokens=sum(counts.tokens for counts in found),
-        bytes=sum(counts.bytes for counts in found),
-    )
+    return total([shard.counts for shard in shards if shard.name.startswith(f"{split}/")])
 
 
 def _manifest(
@@ -209,6 +208,7 @@ def _manifest(
         counts=dict(counts),
         drops=dict(sorted(facts.drops.items())),
         stages=None if facts.stages is None else tuple(dict(row) for row in facts.stages),
+        sources=None if facts.sources is None else dict(sorted(facts.sources.items())),
         files=tuple(files),
         config=dict(facts.config),
         input_hash=facts.input_hash,
