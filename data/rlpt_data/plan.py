@@ -21,7 +21,7 @@ NAME = "plan.json"
 LIBRARIES = (
     *("numpy", "pyarrow", "tokenizers", "zstandard", "regex", "datasets", "datatrove", "spacy"),
     *("trafilatura", "lxml", "lxml_html_clean", "htmldate", "courlan", "justext", "resiliparse"),
-    *("brotli", "faust-cchardet", "tldextract"),
+    *("brotli", "faust-cchardet", "tldextract", "fasttext-predict"),
 )
 """Whoever of these is installed may have a part in the bytes."""
 

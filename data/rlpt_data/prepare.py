@@ -6,13 +6,10 @@ the number of workers and the moments of kills: documents are named by their con
 hash, which is also the one global shuffle.
 """
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow
-import tokenizers
 from pydantic import Field, field_validator, model_validator
 
 from rlpt_data import passes, stages
@@ -287,7 +284,7 @@ def _written(
             for name in config.weights
         }
         or None,
-        created_by=_versions(),
+        created_by=run.plan.versions,
     )
     return assemble(config.out, shards, tokenizer.json_bytes, facts)
 
@@ -329,11 +326,3 @@ def _plan(config: PrepareConfig, parts: list[Part]) -> Plan:
     if isinstance(config.tokenizer, TokenizerFile):
         resources["tokenizer"] = digest(PlainTokenizer.read(config.tokenizer.path).json_bytes)
     return make_plan(parts, resources, table)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "pyarrow": pyarrow.__version__,
-        "tokenizers": tokenizers.__version__,
-    }
