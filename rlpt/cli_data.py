@@ -20,7 +20,7 @@ from rlpt.cli_options import (
 
 @click.group(cls=InOrder)
 def data() -> None:
-    """Corpus -> shards: prepare, inspect, index, annotate, export-pairs, verify."""
+    """Corpus -> shards: prepare, inspect, stats, merge, index, annotate, export-pairs, verify."""
 
 
 @data.command()
@@ -67,6 +67,38 @@ def inspect(folder: Path, html: Path | None, as_json: bool) -> None:
     datasheet.write(folder, html)
     click.echo(f"datasheet: {html}")
     finish(found | {"datasheet": str(html)}, as_json)
+
+
+@data.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True)
+@json_option
+def stats(folders: Sequence[str], as_json: bool) -> None:
+    """Count documents, tokens, cuts, lengths and domains of shards, split by split."""
+    from rlpt_data.stats import render_stats
+    from rlpt_data.stats import stats as stats_of
+
+    found = [stats_of(folder) for folder in folders]
+    for each in found:
+        show(render_stats(each))
+    finish({"folders": found}, as_json)
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("folders", metavar="IN...", nargs=-1, required=True)
+@click.option("--overwrite", is_flag=True, help="Replace a folder of shards that is there.")
+@json_option
+def merge(out: Path, folders: Sequence[str], overwrite: bool, as_json: bool) -> None:
+    """Write the documents of the folders IN, which have one tokenizer, as the folder OUT.
+
+    No text is in it twice, and what one folder holds out is in no other's train split.
+    """
+    from rlpt_data.merging import merge as merge_shards
+
+    manifest = merge_shards(out, folders, overwrite=overwrite)
+    counts = {split: count.model_dump() for split, count in manifest.counts.items()}
+    drops = {name: manifest.drops.get(name, 0) for name in ("duplicate", "held_out_elsewhere")}
+    conclude({"out": out, "hash": manifest.hash, "counts": counts, "dropped": drops}, as_json)
 
 
 @data.command()

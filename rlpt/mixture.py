@@ -161,7 +161,7 @@ class Mixture(ShardFolder):
 
         The sides are train, dev, test. Raises UserError where nothing of a folder is left.
         """
-        have = [f for f in self.folders if name == "train" or _has(f, name)] or [self.folders[0]]
+        have = [f for f in self.folders if name == "train" or f.has(name)] or [self.folders[0]]
         return [self._part(folder, name, query) for folder in have]
 
     def _part(self, folder: ShardFolder, name: str, query: AnnotatedCuts | None) -> Split:
@@ -188,15 +188,10 @@ class Mixture(ShardFolder):
         return Selected(name, chosen)
 
 
-def _has(folder: ShardFolder, name: str) -> bool:
-    counts = folder.manifest.counts.get(name)
-    return counts is not None and counts.documents > 0
-
-
 def _held_out(folder: ShardFolder, name: str) -> tuple[set[str], set[str]]:
     """Ids, and domains where whole ones are held out, on the sides after ``name``."""
     sides = SPLITS[SPLITS.index(name) + 1 :] if name in SPLITS else ()
-    splits = [folder.split(side) for side in sides if _has(folder, side)]
+    splits = [folder.split(side) for side in sides if folder.has(side)]
     by_domain = splits if folder.manifest.split_by == "domain" else []
     ids = {key for split in splits for key in split.document_ids}
     return ids, {domain for split in by_domain for domain in split.domains} - {""}

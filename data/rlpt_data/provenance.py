@@ -21,6 +21,10 @@ class Source(Grown):
 class Stated:
     """What a manifest says about one source."""
 
+    name: str
+    """In a mixture; "" for a source that stands alone."""
+    weight: float | None
+    """In a mixture."""
     kind: str
     place: str
     """Its path, or its name on the hub; "" for a source that has neither."""
@@ -30,16 +34,23 @@ class Stated:
 
 def sources_of(config: Mapping[str, Any]) -> list[Stated]:
     """The sources of a manifest's configuration; none for shards that were not read from any."""
-    tables = [each["source"] for each in (config, *config.get("sources", ())) if each.get("source")]
-    return [
-        Stated(
-            kind=table["kind"],
-            place=str(table.get("path") or table.get("name") or ""),
-            licence=table.get("licence"),
-            notes=table.get("notes"),
-        )
-        for table in tables
+    merged = [stated for each in config.get("merged", ()) for stated in sources_of(each["config"])]
+    alone = [_stated(config["source"])] if config.get("source") else []
+    mixed = [
+        _stated(each["source"], each["name"], each["weight"]) for each in config.get("sources", ())
     ]
+    return [*merged, *alone, *mixed]
+
+
+def _stated(table: Mapping[str, Any], name: str = "", weight: float | None = None) -> Stated:
+    return Stated(
+        name=name,
+        weight=weight,
+        kind=table["kind"],
+        place=str(table.get("path") or table.get("name") or ""),
+        licence=table.get("licence"),
+        notes=table.get("notes"),
+    )
 
 
 def licence_of(config: Mapping[str, Any]) -> str | None:

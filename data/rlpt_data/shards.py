@@ -230,6 +230,11 @@ class ShardFolder:
         """The documents of one file."""
         return Split(name, [self.path / name])
 
+    def has(self, name: str) -> bool:
+        """Whether there are documents in a split."""
+        counts = self.manifest.counts.get(name)
+        return counts is not None and counts.documents > 0
+
     def split(self, name: str, query: AnnotatedCuts | None = None) -> Split:
         """One of train, dev and test. Raises UserError when it is unknown or empty.
 
