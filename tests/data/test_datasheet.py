@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpt_data import datasheet
+from rlpt_data import datasheet, provenance
 from rlpt_data.contamination import EvaluationSet, IndexConfig, build_index
 from rlpt_data.datasheet import figures
 from rlpt_data.prepare import PrepareConfig, prepare
@@ -216,3 +216,36 @@ def test_licence_and_notes_are_shown_and_their_absence_is_said(page: Page, tmp_p
     with pytest.raises(UserError, match="lies in the shard folder"):
         datasheet.write(tmp_path / "bare", tmp_path / "bare/page.html")
     assert not (tmp_path / "bare/page.html").exists()
+
+
+def test_every_part_of_a_mixture_and_of_a_merger_is_stated(tmp_path: Path) -> None:
+    for name, word in (("near", "here"), ("far", "there")):
+        lines = [json.dumps({"text": f"{n} {word}. " + ENGLISH * 3}) for n in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    table = {
+        "out": str(tmp_path / "mixed"),
+        "sources": [
+            {
+                "name": name,
+                "weight": weight,
+                "source": {"kind": "jsonl", "path": str(tmp_path / f"{name}.jsonl")} | stated,
+            }
+            for name, weight, stated in (("near", 1.0, {"licence": "MIT"}), ("far", 2.0, {}))
+        ],
+        "tokenizer": {"kind": "byte"},
+        "split": {"by": "document", "dev": 0.0, "test": 0.0},
+        "without_decontamination": True,
+    }
+    manifest = prepare(PrepareConfig.model_validate_json(json.dumps(table)), progress=False)
+    found = provenance.sources_of({"merged": [{"config": manifest.config}] * 2})
+    assert [(stated.name, stated.weight, stated.licence) for stated in found] == [
+        ("far", 2.0, None),
+        ("near", 1.0, "MIT"),
+    ] * 2
+    assert provenance.licence_of(manifest.config) is None
+    assert manifest.sources is not None
+    datasheet.write(tmp_path / "mixed", tmp_path / "mixed.html")
+    text = Page((tmp_path / "mixed.html").read_text(encoding="utf-8")).text
+    counted = manifest.sources["far"].documents
+    assert f"Part far , weight 2: {counted} documents" in text
+    assert text.index("Part far") < text.index("Part near") < text.index("Licence MIT")
