@@ -9,25 +9,20 @@ with its error in ``failed/``, and the others go on.
 import fcntl
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlpt_data import plan as plans
 from rlpt_data.executors import OWN_WORKERS, ExecutorConfig, outcomes
 from rlpt_data.ledger import Entry, Ledger
 from rlpt_data.manifest import digest, digest_file
 from rlpt_data.plan import Plan
+from rlpt_data.progress import STDERR, shown
 from rlpt_data.strict import UserError
 from rlpt_data.tally import Tally
-from rlpt_data.workers import Failure
-
-STDERR = Console(stderr=True)
+from rlpt_data.workers import Failure, full_disk
 
 
 @runtime_checkable
@@ -96,8 +91,10 @@ class WorkFolder:
         shutil.rmtree(self.path / "failed", ignore_errors=True)
         self._ledger = Ledger(self.path)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._lock.close()
+        if full := full_disk(error):
+            raise full from error
 
     def remove(self) -> None:
         shutil.rmtree(self.path)
@@ -121,7 +118,9 @@ class WorkFolder:
             say(f"{self.path}: {len(jobs) - len(left)} of {len(jobs)} units of {phase} are done")
         spool = self.path / "spool" / f"{phase}-{digest(' '.join(bases).encode())}"
         found_now = outcomes(task, left, self._executor, self._num_workers, spool)
-        for job, result in self._shown(phase, found_now, len(left)):
+        if self._progress:
+            found_now = shown(found_now, phase, len(left), size=_documents)
+        for job, result in found_now:
             if isinstance(result, Failure):
                 self._quarantine(phase, job.unit, result)
                 continue
@@ -144,21 +143,9 @@ class WorkFolder:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _shown(self, what: str, items: Iterator[Any], total: int) -> Iterator[Any]:
-        """The same items, with a line on stderr: units, documents a second, time left."""
-        if not self._progress or not STDERR.is_terminal or not total:
-            yield from items
-            return
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-        started, documents = time.monotonic(), 0
-        with Progress(*columns, console=STDERR, transient=True) as progress:
-            line = progress.add_task(what, total=total, rate="")
-            for job, result in items:
-                documents += result.documents if isinstance(result, Done) else 0
-                speed = documents / max(1e-9, time.monotonic() - started)
-                progress.update(line, advance=1, rate=f"{speed:,.0f} documents/s")
-                yield job, result
+
+def _documents(outcome: tuple[Job, Done | Failure]) -> int:
+    return outcome[1].documents if isinstance(outcome[1], Done) else 0
 
 
 def remove_leftovers(out: Path) -> None:
