@@ -33,10 +33,6 @@ class Failure:
     trace: str
 
 
-class DiskFullError(Exception):
-    """No job can go on."""
-
-
 def outcomes(
     task: Callable[[_Job], _Result], jobs: Sequence[_Job], num_workers: int
 ) -> Iterator[tuple[_Job, _Result | Failure]]:
@@ -60,12 +56,19 @@ def attempted(task: Callable[[_Job], _Result], job: _Job) -> _Result | Failure |
     except UserError as error:
         return error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return UserError(
-                f"{error.filename or 'the work folder'}: {os.strerror(error.errno)}; make room and "
-                "run the same command again: it goes on from here"
-            )
+        if full := full_disk(error):
+            return full
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def full_disk(error: BaseException | None) -> UserError | None:
+    """What to say where there is no room left; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        return None
+    return UserError(
+        f"{error.filename or 'the work folder'}: {os.strerror(error.errno)}; make room and run the "
+        "same command again: it goes on from here"
+    )
 
 
 def checked(result: Any) -> Any:

@@ -282,6 +282,24 @@ def test_a_full_disk_stops_with_one_line_and_nothing_is_lost(
     assert run(config) == whole
 
 
+def test_a_full_disk_is_the_same_line_where_the_ledger_or_the_order_is_written(
+    make: Make, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make("out")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
+
+    for place in ("rlpt_data.ledger.Ledger.add", "rlpt_data.order.np.save"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(
+                UserError, match=r"^here: No space left on device; make room and run"
+            ):
+                prepare(config, progress=False)
+    assert run(config) == whole
+
+
 def test_a_worker_that_dies_is_replaced_and_its_job_tried_once_more(tmp_path: Path) -> None:
     jobs = [(what, str(tmp_path / what)) for what in ("a", "die once", "b", "die", "raise", "c")]
     found = {job[0]: result for job, result in workers.outcomes(behave, jobs, 2)}
