@@ -15,7 +15,7 @@ from misbehaving import behave_unit
 from rlpt_data.executors import LocalTasks, RayTasks, SlurmTasks, outcomes
 from rlpt_data.manifest import digest
 from rlpt_data.prepare import PrepareConfig, prepare
-from rlpt_data.spool import Spool
+from rlpt_data.spool import Spool, work_off
 from rlpt_data.strict import UserError
 from rlpt_data.work import Done
 from rlpt_data.workers import Failure
@@ -183,6 +183,13 @@ def test_what_was_finished_while_nobody_waited_is_not_done_again(tmp_path: Path)
         "c": "C",
     }
     assert spool.arrived("abc") == []
+
+
+def test_a_task_takes_every_so_manyth_job_of_the_round(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.write(behave_unit, [Job(unit, "") for unit in "abcdefg"])
+    work_off(str(tmp_path), None, 1, 3)
+    assert spool.arrived("abcdefg") == ["b", "e"]
 
 
 def test_a_mistake_of_the_user_ends_the_pass_and_its_tasks(cluster: Path) -> None:
