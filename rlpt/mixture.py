@@ -148,7 +148,7 @@ def _of_rows(split: Split, rows: Int64[np.ndarray, " N"]) -> Bool[np.ndarray, " 
     return np.repeat(chosen, split.num_cuts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mixture(ShardFolder):
     """Shard folders in the order of their hashes; path and tokenizer are the first one's, the hash covers all."""
 
@@ -211,7 +211,14 @@ def open_shards(cfg: DataConfig) -> ShardFolder:
     turns = schedule([part.weight for _, part in opened])
     manifest = _combined([folder.manifest for folder in folders], turns.counts)
     names = tuple(part.name for _, part in opened)
-    return Mixture(folders[0].path, manifest, folders, names, turns)
+    return Mixture(
+        path=folders[0].path,
+        manifest=manifest,
+        url=folders[0].url,
+        folders=folders,
+        names=names,
+        turns=turns,
+    )
 
 
 def _check_alike(folders: Sequence[ShardFolder]) -> None:

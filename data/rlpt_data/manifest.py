@@ -97,12 +97,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         what = "no manifest here" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; write the shards with `rlpt data prepare`")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest that was read from ``where``. Raises UserError when it is damaged."""
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}; run `rlpt data prepare` again") from error
+        raise UserError(f"{where}: damaged: {error}; run `rlpt data prepare` again") from error
     if not isinstance(table, dict) or table.get("version") != FORMAT_VERSION:
         raise UserError(
-            f"{path}: not a manifest of format version {FORMAT_VERSION}; run `rlpt data prepare`"
+            f"{where}: not a manifest of format version {FORMAT_VERSION}; run `rlpt data prepare`"
         )
-    return parse(Manifest, table, str(path))
+    return parse(Manifest, table, where)

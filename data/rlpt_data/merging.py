@@ -106,7 +106,7 @@ def _check_alike(folders: Sequence[ShardFolder]) -> None:
 
 def _common(folder: ShardFolder) -> dict[str, Any]:
     manifest = folder.manifest
-    index = folder.path / FILE
+    index = folder.local(FILE)
     return {
         "tokenizer hash": manifest.tokenizer_hash,
         "[split]": manifest.config.get("split"),
@@ -165,7 +165,7 @@ def _facts(folders: Sequence[ShardFolder], tally: Tally) -> Facts:
     first = manifests[0]
     counted = all(manifest.stages is not None for manifest in manifests)
     names = dict.fromkeys(row["stage"] for m in manifests for row in m.stages or ())
-    index = folders[0].path / FILE
+    index = folders[0].local(FILE)
     return Facts(
         vocab_size=first.vocab_size,
         split_by=first.split_by,

@@ -42,7 +42,7 @@ def make(tmp_path: Path) -> Make:
             for n, domain, split in rows
         ]
         source.write_text("".join(json.dumps(table) + "\n" for table in tables) + "{\n")
-        fields = {"split": "split"} if rows[0][2] else {}
+        fields = {"domain": "domain"} | ({"split": "split"} if rows[0][2] else {})
         table = {
             "out": str(tmp_path / name),
             "without_decontamination": True,
