@@ -19,8 +19,9 @@ from rlpt_data.pairs import Limits, Pair, pairs_of
 from rlpt_data.progress import shown
 from rlpt_data.provenance import licence_of
 from rlpt_data.shards import Document, ShardFolder, Split
-from rlpt_data.store import flush
+from rlpt_data.store import flush, writer_name
 from rlpt_data.strict import UserError
+from rlpt_data.workers import full_disk
 
 Layout = Literal["trl", "verl", "verifiers"]
 GROUP_ROWS, GROUP_BYTES = 1024, 32 << 20
@@ -160,22 +161,25 @@ def export_pairs(
     if out.exists():
         raise UserError(f"{out}: already there; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    _remove(partial)
+    partial = out.with_name(f".{out.name}.{writer_name()}")
     export = _Export(folder, split, layout, limits)
-    if out.suffix == ".parquet":
-        export.write(partial, documents)
-    else:
-        partial.mkdir()
-        for name in folder.shard_files():
-            if name.startswith(f"{split}/"):
-                export.write(partial / f"{split}-{Path(name).stem}.parquet", folder.file(name))
-    if not export.num_pairs:
+    try:
+        if out.suffix == ".parquet":
+            export.write(partial, documents)
+        else:
+            partial.mkdir()
+            for name in folder.shard_files():
+                if name.startswith(f"{split}/"):
+                    export.write(partial / f"{split}-{Path(name).stem}.parquet", folder.file(name))
+        if not export.num_pairs:
+            raise UserError(
+                f"{path}, split {split}: no cut leaves enough on both sides; lower the limits"
+            )
+        partial.rename(out)
+    except OSError as error:
+        raise full_disk(error) or error from error
+    finally:
         _remove(partial)
-        raise UserError(
-            f"{path}, split {split}: no cut leaves enough on both sides; lower the limits"
-        )
-    partial.rename(out)
     return {"out": str(out), "pairs": export.num_pairs, "documents": export.num_documents}
 
 

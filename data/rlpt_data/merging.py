@@ -5,7 +5,7 @@ trained on from no other. The bytes do not depend on the order in which the fold
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from rlpt_data.documents import Drop
 from rlpt_data.manifest import SPLITS, Manifest, digest
 from rlpt_data.order import rank
 from rlpt_data.plan import versions
+from rlpt_data.progress import shown
 from rlpt_data.shards import Document, ShardFolder, Split, read_drop_samples
 from rlpt_data.strict import UserError
 from rlpt_data.tally import NUM_SAMPLES, Tally
 from rlpt_data.target import check_target
+from rlpt_data.work import Alone
 from rlpt_data.writing import Facts, write_folder
 
 STAGE = "merge"
@@ -55,6 +57,11 @@ def merge(
     False. Annotations are not carried over.
     """
     check_target(out)
+    with Alone(out):
+        return _merged(out, places, overwrite, shard_bytes)
+
+
+def _merged(out: Path, places: Sequence[Path | str], overwrite: bool, shard_bytes: int) -> Manifest:
     folders = sorted((ShardFolder.open(place) for place in places), key=lambda f: f.manifest.hash)
     _check_alike(folders)
     config = folders[0].manifest.config
@@ -80,7 +87,9 @@ def merge(
     _tell(tally, rows, TWICE, np.setdiff1d(np.flatnonzero(sides == last), first))
     ranks = np.array([rank(config["seed"], str(key)) for key in keys[first]])
     first = first[np.argsort(ranks, kind="stable")]
-    documents = {name: rows.at(first[sides[first] == n]) for n, name in enumerate(SPLITS)}
+    chosen = {name: rows.at(first[sides[first] == n]) for n, name in enumerate(SPLITS)}
+    _check_sides(chosen, splits)
+    documents = {n: shown(those, f"merge {n}", len(those)) for n, those in chosen.items()}
     tokenizer = folders[0].tokenizer_path.read_bytes()
     facts = _facts(folders, tally)
     return write_folder(
@@ -116,6 +125,14 @@ def _common(folder: ShardFolder) -> dict[str, Any]:
     }
 
 
+def _check_sides(chosen: Mapping[str, _Rows], splits: Sequence[Split]) -> None:
+    for name in {split.name for split in splits}:
+        if not chosen[name]:
+            raise UserError(
+                f"[split] {name}: the other folders hold out every document of it; leave one out"
+            )
+
+
 def _last_sides(keys: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """For every row the last of train, dev and test on which its key is found."""
     _, inverse = np.unique(keys, return_inverse=True)
@@ -144,7 +161,7 @@ def _preference(row: Document) -> tuple[str, str]:
 def _tell(tally: Tally, rows: _Rows, reason: str, dropped: np.ndarray) -> None:
     for place in dropped[:NUM_SAMPLES].tolist():
         row = rows[place]
-        tally.drop(STAGE, Drop(reason, row.url or "(no url)", row.text[:160]))
+        tally.drop(STAGE, Drop(reason, row.url or row.document_id, row.text[:160]))
     tally.count(STAGE, reason, len(dropped) - len(dropped[:NUM_SAMPLES]))
 
 

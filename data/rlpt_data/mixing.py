@@ -26,8 +26,8 @@ STAGE, REASON = "mixture", "over_weight"
 class WeightedSource(Strict):
     """One `[[sources]]` table."""
 
-    name: str = Field(min_length=1)
-    """In the manifest, and in the names of its units."""
+    name: str = Field(pattern=r"^[^/]+$")
+    """In the manifest, and in the names of its units; without a slash, which ends it there."""
     weight: float = Field(gt=0, allow_inf_nan=False)
     """Its part of the bytes of text, relative to the other weights."""
     source: sources.SourceConfig
@@ -49,7 +49,7 @@ class Part:
     @property
     def input(self) -> str:
         """The file it is of, or the corpus where the source has no files."""
-        own = "corpus" if self.unit.path is None else self.unit.name.split("[")[0]
+        own = "corpus" if self.unit.path is None else self.unit.file
         return "/".join(filter(None, (self.source, own)))
 
 

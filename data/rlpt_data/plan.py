@@ -56,11 +56,14 @@ class Plan(Strict):
         config = {key: self.config.get(key) for key in READ_KEYS}
         return _hash([config, files, self.versions])
 
-    def part_basis(self, part: Part) -> str:
-        """Hash of what the bytes of one unit depend on: nothing of another input."""
-        found = next(each for each in self.inputs if each.name == part.input)
-        source = part.config.model_dump(mode="json")
-        return _hash([self.read_basis, part.name, source, found.model_dump(mode="json")])
+    def part_bases(self, parts: Sequence[Part]) -> list[str]:
+        """For each unit the hash of what its bytes depend on: nothing of another input."""
+        before = self.read_basis
+        inputs = {each.name: each.model_dump(mode="json") for each in self.inputs}
+        return [
+            _hash([before, part.name, part.config.model_dump(mode="json"), inputs[part.input]])
+            for part in parts
+        ]
 
     def computed_id(self) -> str:
         return _hash(self.model_dump(mode="json", exclude={"plan_id"}))

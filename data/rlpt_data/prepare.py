@@ -39,7 +39,7 @@ from rlpt_data.writing import Facts, Shard, assemble
 
 __all__ = ["PrepareConfig", "inspect", "prepare", "render_inspect"]
 
-RECIPE = 2
+RECIPE = 3
 """Raised whenever the same corpus and configuration would give other bytes than before."""
 MAX_LOSSY_SHARE = 0.01
 GENERATED = ("proving",)
@@ -169,8 +169,7 @@ def _read(run: _Run) -> tuple[list[Store], list[str], list[Entry]]:
         )
         for part in run.parts
     ]
-    bases = [run.plan.part_basis(part) for part in run.parts]
-    entries = run.work.run("read", passes.read, jobs, bases)
+    entries = run.work.run("read", passes.read, jobs, run.plan.part_bases(run.parts))
     _add(run.tally, entries)
     _check_failures(run)
     done = {entry.unit for entry in entries}

@@ -39,8 +39,8 @@ _SUFFIXES = (".docs", ".index.npy", ".signatures.npy")
 
 
 def text_id(text: str) -> bytes:
-    """blake2b-128 of the text's UTF-8 bytes."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    """blake2b-128 of the text's UTF-8 bytes; a lone surrogate, which has none, counts as a ?."""
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
 
 
 def padded(key: bytes) -> bytes:

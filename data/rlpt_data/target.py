@@ -23,7 +23,11 @@ def input_hash(plan: Plan) -> str | None:
 
 
 def check_target(out: Path) -> None:
-    """Raises UserError for a folder that is something else."""
+    """Raises UserError for a folder that is something else, and for a URL."""
+    if out.parts and out.parts[0].endswith(":"):
+        raise UserError(
+            f"{out}: shards are written to this machine; choose a folder, upload it after"
+        )
     if (
         out.exists()
         and not (out / NAME).is_file()
@@ -41,6 +45,12 @@ def present_shards(out: Path, plan: Plan, overwrite: bool) -> Manifest | None:
         return None
     found = read_manifest(out)
     change = _difference(found, plan.config, input_hash(plan))
+    then, now = found.config.get("recipe"), plan.config["recipe"]
+    if then is not None and then != now:
+        raise UserError(
+            f"{out}: shards of another version, from which this one's differ (recipe {then}, now "
+            f"{now}); use them as they are, or give --overwrite or another out"
+        )
     if change:
         raise UserError(f"{out}: holds other shards ({change}); give --overwrite or another out")
     if found.drops.get(FAILED):

@@ -8,11 +8,12 @@ with its error in ``failed/``, and the others go on.
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from rlpt_data import plan as plans
 from rlpt_data.executors import OWN_WORKERS, ExecutorConfig, outcomes
@@ -43,8 +44,49 @@ class Done:
     documents: int = 0
 
 
-class WorkFolder:
-    """Opened by ``with``; another process that opens it meanwhile is refused."""
+class Alone:
+    """The hidden folder beside ``out``, opened by ``with``; who opens it meanwhile is refused.
+
+    It goes when it holds nothing but the lock. A full disk is one line. Raises UserError.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.path = out.parent / f".{out.name}.work"
+
+    def __enter__(self) -> "Alone":
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._refuse()
+        if not self._is_ours():
+            self._refuse()
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._is_ours() and os.listdir(self.path) == ["lock"]:
+            shutil.rmtree(self.path)
+        self._lock.close()
+        if full := full_disk(error):
+            raise full from error
+
+    def _is_ours(self) -> bool:
+        """Whoever has just ended may have taken away the file that was opened."""
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / "lock"))
+        except FileNotFoundError:
+            return False
+
+    def _refuse(self) -> NoReturn:
+        self._lock.close()
+        raise UserError(
+            f"{self.path}: another run is at work here; wait for it or choose another out"
+        )
+
+
+class WorkFolder(Alone):
+    """The same with what is unfinished."""
 
     def __init__(
         self,
@@ -55,7 +97,7 @@ class WorkFolder:
         *,
         progress: bool,
     ) -> None:
-        self.path = out.parent / f".{out.name}.work"
+        super().__init__(out)
         self.plan = plan
         self.failures: dict[str, Failure] = {}
         """phase/unit -> why it was quarantined in this run."""
@@ -64,15 +106,7 @@ class WorkFolder:
         self._progress = progress
 
     def __enter__(self) -> "WorkFolder":
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UserError(
-                f"{self.path}: another run is at work here; wait for it or choose another out"
-            ) from error
+        super().__enter__()
         return self
 
     def start(self, afresh: bool) -> None:
@@ -90,11 +124,6 @@ class WorkFolder:
         partial.rename(self.path / plans.NAME)
         shutil.rmtree(self.path / "failed", ignore_errors=True)
         self._ledger = Ledger(self.path)
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._lock.close()
-        if full := full_disk(error):
-            raise full from error
 
     def remove(self) -> None:
         shutil.rmtree(self.path)

@@ -66,8 +66,8 @@ def full_disk(error: BaseException | None) -> UserError | None:
     if not isinstance(error, OSError) or error.errno not in _FULL:
         return None
     return UserError(
-        f"{error.filename or 'the work folder'}: {os.strerror(error.errno)}; make room and run the "
-        "same command again: it goes on from here"
+        f"{error.filename or 'the output'}: {os.strerror(error.errno)}; make room and run the same "
+        "command again"
     )
 
 

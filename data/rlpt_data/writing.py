@@ -7,7 +7,7 @@ makes it visible: a folder with a manifest is complete, whatever was killed when
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -113,7 +113,7 @@ def row_bytes(row: Document) -> int:
 
 def write_folder(
     out: Path,
-    documents: Mapping[str, Sequence[Document]],
+    documents: Mapping[str, Iterable[Document]],
     tokenizer_json: bytes | None,
     facts: Facts,
     *,
@@ -218,7 +218,7 @@ def _manifest(
 
 
 def _write_splits(
-    folder: Path, documents: Mapping[str, Sequence[Document]], shard_bytes: int, per_batch: int
+    folder: Path, documents: Mapping[str, Iterable[Document]], shard_bytes: int, per_batch: int
 ) -> Iterator[Shard]:
     for split in documents:
         assert split in SPLITS, f"split {split!r}"
@@ -231,7 +231,7 @@ def _write_splits(
             yield Shard(name, folder / name, writer.counts)
 
 
-def _shards(rows: Sequence[Document], shard_bytes: int) -> Iterator[list[Document]]:
+def _shards(rows: Iterable[Document], shard_bytes: int) -> Iterator[list[Document]]:
     """Consecutive runs of rows of about ``shard_bytes`` each."""
     shard: list[Document] = []
     size = 0

@@ -1,6 +1,8 @@
 """Several folders as one: the documents of the union, once each, and nothing held out is trained on."""
 
+import errno
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from rlpt_data.export import export_pairs
 from rlpt_data.manifest import read_manifest
 from rlpt_data.merging import merge
+from rlpt_data.pairs import Limits
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import CUT_KINDS, SPLITS, ShardFolder, verify_folder
 from rlpt_data.stats import quantiles, stats
 from rlpt_data.strict import UserError, parse
+from rlpt_data.work import Alone
 
 WORDS = ["river", "stone", "light", "under", "many", "small", "houses", "went", "home", "again"]
 Make = Callable[..., Path]
@@ -198,6 +203,43 @@ def test_folders_that_do_not_fit_are_refused(
     with pytest.raises(UserError, match="not a shard folder"):
         merge(tmp_path / "mine", [one], overwrite=True)
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_second_merge_into_one_folder_is_refused(make: Make, tmp_path: Path) -> None:
+    one = make("one", [page(n) for n in range(60)])
+    with (
+        Alone(tmp_path / "out"),
+        pytest.raises(UserError, match="another run is at work here"),
+    ):
+        merge(tmp_path / "out", [one])
+    merge(tmp_path / "out", [one])
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_side_that_the_others_hold_out_whole_is_refused(make: Make, tmp_path: Path) -> None:
+    rows = given("dev", range(20, 25)) + given("test", range(25, 30))
+    one = make("one", given("train", range(5)) + rows)
+    two = make("two", given("train", range(20, 30)) + given("dev", [30]) + given("test", range(5)))
+    with pytest.raises(UserError, match=r"^\[split\] train: the other folders hold out every doc"):
+        merge(tmp_path / "out", [one, two])
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_disk_that_is_full_is_one_line(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make("one", [page(n) for n in range(60)])
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device; make room and run"):
+        merge(tmp_path / "out", [one])
+    limits = Limits(max_context=16)
+    with pytest.raises(UserError, match="No space left on device; make room and run"):
+        export_pairs(one, tmp_path / "pairs.parquet", "train", "trl", limits)
+    assert not list(tmp_path.glob("*pairs*"))
 
 
 def test_a_quantile_is_the_least_value_that_so_many_do_not_exceed() -> None:

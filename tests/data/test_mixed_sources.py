@@ -218,9 +218,10 @@ SOURCE = {"kind": "folder", "path": "x"}
         ),
         ({"sources": [{"name": "a", "weight": 0, "source": SOURCE}]}, "weight = 0"),
         ({"sources": [{"name": "a", "weight": 1, "source": SOURCE}] * 2}, "must differ"),
+        ({"sources": [{"name": "a/b", "weight": 1, "source": SOURCE}]}, "without a slash"),
         ({"sources": [{"name": "a", "weight": 1}]}, "key 'source' of WeightedSource is missing"),
     ],
-    ids=["neither", "both", "nothing", "names", "no source"],
+    ids=["neither", "both", "nothing", "names", "slash", "no source"],
 )
 def test_sources_that_are_no_mixture_are_refused(table: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):

@@ -17,6 +17,7 @@ from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.pii import PiiConfig, anonymous
 from rlpt_data.quality import QualityConfig
 from rlpt_data.sources import files
+from rlpt_data.store import text_id
 from rlpt_data.strict import UserError
 
 GOOD = """The river runs through the old town and past the mill, where the baker buys his flour.
@@ -172,7 +173,7 @@ def test_a_fasttext_model_decides_by_its_score(tmp_path: Path, text: str, langua
         kind="language", languages=("fr",), model=tmp_path / "lid.bin", min_score=0.8
     )
     assert config.build()(SourceDocument(text)) == Drop(
-        "language", "(no url)", f"{language}: {text}"
+        "language", text_id(text).hex(), f"{language}: {text}"
     )
     kept = config.model_copy(update={"languages": (language,)})
     assert kept.build()(SourceDocument(text)) == SourceDocument(text)
