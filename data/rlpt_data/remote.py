@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlpt_data.manifest import NAME, FileEntry, Manifest, digest_file, parse_manifest
 from rlpt_data.store import flush, writer_name
 from rlpt_data.strict import UserError
+from rlpt_data.workers import full_disk
 
 CACHE = "RLPT_CACHE"
 """Environment variable: the folder of the cache."""
@@ -31,9 +33,15 @@ def fetch_manifest(url: str) -> tuple[Path, Manifest]:
 
     Raises UserError where it cannot be reached, or is none.
     """
+    # What is said of a run (its configuration, its errors) names the address.
+    if urlsplit(url).password is not None or "?" in url:
+        raise UserError(
+            f"{url.split('://')[0]}://...: a password or a key in the address would be written to files; give "
+            "it to the driver by its own environment variables"
+        )
     where = f"{url.rstrip('/')}/{NAME}"
-    with _explained(where):
-        manifest = parse_manifest(_opened(where).read(), where)
+    with _explained(where), _opened(where) as source:
+        manifest = parse_manifest(source.read(), where)
     # The names below come from elsewhere: a checked hash is one, a path inside the folder, too.
     inside = all(".." not in Path(e.path).parts and e.path[:1] != "/" for e in manifest.files)
     if manifest.hash != manifest.content_hash() or not inside:
@@ -110,6 +118,8 @@ def _explained(where: str) -> Iterator[None]:
         raise
     # Every driver has errors of its own; a bug of ours is none of these lines.
     except Exception as error:
+        if full := full_disk(error):
+            raise full from error
         cause = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{where}: cannot be read: {cause}; correct the address, or the access to it"

@@ -1,13 +1,18 @@
 """Shard folders elsewhere: the same documents, fetched once, checked, in one line when they cannot be."""
 
+import errno
 import functools
 import http.server
 import multiprocessing
+import os
 import shutil
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -160,16 +165,61 @@ def test_what_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         ShardFolder.open("s3://bucket/web")
 
 
-def _count(place: str) -> int:
-    return len(ShardFolder.open(place).split("train"))
+def _count(place: str, log: Path, start: Any) -> None:
+    """Slowly enough that the others wait for it."""
+    opened = remote._opened
+
+    def slow(where: str) -> Any:
+        with log.open("a") as file:
+            file.write(f"{where.rpartition('shards/')[2]}\n")
+        time.sleep(0.3)
+        return opened(where)
+
+    remote._opened = slow
+    start.wait()
+    with log.open("a") as file:
+        file.write(f"{len(ShardFolder.open(place).split('train'))} rows\n")
 
 
-def test_processes_that_start_together_share_one_cache(folder: Path, cache: Path) -> None:
-    opened = ShardFolder.open(folder)
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        found = pool.map(_count, [folder.as_uri()] * 3, chunksize=1)
-    assert found == [opened.manifest.counts["train"].documents] * 3
+def test_processes_that_start_together_fetch_every_file_once(
+    folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    context, log = multiprocessing.get_context("fork"), tmp_path / "log"
+    given = (folder.as_uri(), log, context.Barrier(3))
+    processes = [context.Process(target=_count, args=given) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    count = ShardFolder.open(folder).manifest.counts["train"].documents
+    files = {"train/00000.arrow": 1, "train/00001.arrow": 1}
+    assert Counter(log.read_text().splitlines()) == files | {
+        "manifest.json": 3,
+        f"{count} rows": 3,
+    }
     assert not list(cache.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "place", ["https://me:secret@host/web", "https://host/web?key=secret"], ids=["user", "query"]
+)
+def test_an_address_with_a_secret_is_refused_and_not_repeated(place: str) -> None:
+    with pytest.raises(UserError, match=r"^https://\.\.\.: a password") as caught:
+        ShardFolder.open(place)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_address(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = ShardFolder.open(url)
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
+
+    monkeypatch.setattr(remote, "flush", full)
+    with pytest.raises(UserError, match=r"^here: No space left on device; make room"):
+        opened.split("train")
 
 
 def test_merged_and_inspected_from_elsewhere(folder: Path, url: str, tmp_path: Path) -> None:
