@@ -4,7 +4,9 @@ The proxy reads the shards' own ids, so it must have their tokenizer. Long docum
 every token but those of the first window has at least half a window of context. Files that are done stay.
 """
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlpt.console import Report, progress
 from rlpt_data.annotations import (
     Annotation,
     AnnotationFacts,
@@ -21,7 +24,7 @@ from rlpt_data.annotations import (
     proxy_hash,
     write_facts,
 )
-from rlpt_data.shards import ShardFolder, token_bytes
+from rlpt_data.shards import Document, ShardFolder, token_bytes
 from rlpt_data.strict import UserError
 
 _WEIGHTS = ("*.safetensors", "config.json")
@@ -41,18 +44,42 @@ def annotate(
     name = proxy_hash(_files(model), settings)
     lm = _loaded(model, folder, window)
     target = shards / "annotations" / name
-    files, sidecars, tokens = folder.shard_files(), {}, 0
-    for path in files:
-        if not (target / path).exists():
-            tokens += _annotate_shard(
-                folder, path, target / path, lm, (window, short_window), batch_tokens
+    files = folder.shard_files()
+    left = [path for path in files if not (target / path).exists()]
+    with _counted(folder, left) as count:
+        for path in left:
+            _annotate_shard(
+                folder, path, target / path, lm, (window, short_window), batch_tokens, count
             )
-        sidecars[path] = digest_file(target / path)
+    sidecars = {path: digest_file(target / path) for path in files}
     facts = AnnotationFacts(
         proxy=name, model=model.name, files=files, sidecars=sidecars, **settings
     )
     write_facts(target, facts)
-    return {"proxy": name, "files": len(files), "tokens": tokens}
+    return {"proxy": name, "files": len(files), "tokens": count.tokens}
+
+
+class _Count:
+    """Documents and tokens that have been scored, beside a bar."""
+
+    def __init__(self, report: Report) -> None:
+        self.tokens = 0
+        self._documents = 0
+        self._report = report
+        self._started = time.monotonic()
+
+    def add(self, document: Document) -> None:
+        self._documents += 1
+        self.tokens += document.num_tokens
+        rate = self.tokens / max(1e-9, time.monotonic() - self._started)
+        self._report(self._documents, f"{rate:,.0f} tokens/s")
+
+
+@contextmanager
+def _counted(folder: ShardFolder, left: list[str]) -> Iterator[_Count]:
+    rows = {entry.path: entry.rows for entry in folder.manifest.files}
+    with progress("annotate", sum(rows[path] for path in left), 0, show=True) as report:
+        yield _Count(report)
 
 
 def _files(model: Path) -> list[Path]:
@@ -88,8 +115,8 @@ def _annotate_shard(
     lm: Any,
     windows: tuple[int, int],
     batch_tokens: int,
-) -> int:
-    tokens = 0
+    count: _Count,
+) -> None:
     with SidecarWriter(target) as writer:
         for document in folder.file(name):
             ids = torch.from_numpy(document.ids.astype(np.int64))
@@ -97,8 +124,7 @@ def _annotate_shard(
             _, short, _ = scored(lm, ids, windows[1], batch_tokens)
             columns = (entropy.numpy(), loss.numpy(), short.numpy(), rank.numpy().astype(np.uint32))
             writer.add([Annotation(document.document_id, *columns)])
-            tokens += len(ids)
-    return tokens
+            count.add(document)
 
 
 @torch.no_grad()

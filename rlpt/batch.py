@@ -236,9 +236,7 @@ def _no_think_rows(
     return rows(hidden, [p.continuation_ids for p in prompts], markers.ids, device)
 
 
-def text_positions(
-    groups: Sequence[Group], wanted: Wanted
-) -> list[tuple[Trunk, np.ndarray]]:
+def text_positions(groups: Sequence[Group], wanted: Wanted) -> list[tuple[Trunk, np.ndarray]]:
     """Every trunk of the groups with the positions, int64, that the next-token term trains on."""
     found = []
     for part in documents(groups):

@@ -3,15 +3,30 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rlpt.exits import is_main_rank
+from rlpt.exits import MistakeError, is_main_rank
 from rlpt.summary import Summary, text
 
 config_argument = click.argument("config", type=click.Path(path_type=Path))
 run_argument = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-folder_argument = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+
+class _Local(click.Path):
+    """A path; a URL would lose one of its slashes and be one, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            raise MistakeError(
+                f"{value}: this command needs the shards on this machine; bring them here with "
+                "`rlpt data merge DIR URL`"
+            )
+        return super().convert(value, param, ctx)
+
+
+folder_argument = click.argument("folder", metavar="DIR", type=_Local(path_type=Path))
 set_option = click.option(
     "--set",
     "overrides",

@@ -12,10 +12,10 @@ from rlpt.arms import Arm, arm_config, next_token_config, rl_stage
 from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.flops import Cost, step_cost
+from rlpt.mixture import open_shards
 from rlpt.policy.load import blueprint
 from rlpt.runlog import read_journal, write_json
 from rlpt.train import run as train
-from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import Strict, UserError, load
 
 FIGURES = {
@@ -122,7 +122,7 @@ def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
 
 def costs(cfg: RunConfig) -> tuple[Cost, int]:
     """Of a step of the last stage, and how many there are."""
-    plan = blueprint(cfg.policy, ShardFolder.open(cfg.data.shards), cfg.longest_path)
+    plan = blueprint(cfg.policy, open_shards(cfg.data), cfg.longest_path, cfg.prompts.frame)
     stage = cfg.stage[-1]
     return step_cost(cfg, stage, plan.config, plan.layout), stage.steps
 

@@ -14,7 +14,7 @@ from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, R
 from rlpt.templates import INLINE, FrameConfig
 from rlpt.terms import Fraction
 from rlpt_data.queries import AnnotatedCuts
-from rlpt_data.strict import Strict
+from rlpt_data.strict import Location, Strict
 
 CutKind = Literal["supplied", "sentence", "paragraph", "random", "every", "annotated"]
 Control = Literal[
@@ -22,13 +22,32 @@ Control = Literal[
 ]
 
 
+class MixturePart(Strict):
+    name: str
+    """Of its share in metrics.jsonl: `mixture/NAME`."""
+    shards: Location
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    """Its part of the documents of a stage, relative to the other weights."""
+
+
 class DataConfig(Strict):
-    shards: Path
-    """Folder written by `rlpt data prepare`."""
+    shards: Location | None = None
+    """Folder written by `rlpt data prepare`, here or at a URL. Exclusive with `mixture`."""
+    mixture: tuple[MixturePart, ...] = ()
+    """Several such folders, each a `[[data.mixture]]` table; held-out text is that of all of them."""
     domains: tuple[str, ...] = ()
     """Train only on these domains; empty means all."""
     cuts: AnnotatedCuts | None = None
     """Choose the cuts of the RL stages by a proxy model's annotations; None: those of the shards."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "DataConfig":
+        if (self.shards is None) == (not self.mixture):
+            raise ValueError("give exactly one of shards (a folder) and mixture (several of them)")
+        names = [part.name for part in self.mixture]
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of the mixture must differ; got {', '.join(names)}")
+        return self
 
 
 class FreshPolicy(Strict):
@@ -314,7 +333,7 @@ class EvalJobConfig(Strict):
     """`RUN_DIR@STEP` or `RUN_DIR@last`. Exclusive with `policy`."""
     policy: PolicyConfig | None = None
     """Whatever its compute_dtype, a job computes in float32."""
-    shards: Path
+    shards: Location
     out_dir: Path
     seed: int = 0
     prompts: PromptConfig | None = None

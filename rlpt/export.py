@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 
 from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
+from rlpt.mixture import open_shards
 from rlpt.policy import load
 from rlpt.policy.markers import with_markers
 from rlpt.runlog import read_config
-from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, parse
 
 
@@ -29,7 +29,7 @@ def export(run_dir: Path, step: int | None, out: Path) -> Path:
         raise UserError(f"{out}: is not empty; name another --out")
     cfg = parse(RunConfig, read_config(config_path), str(config_path))
     path = checkpoint.find(f"{run_dir}@{'last' if step is None else step}")
-    shards = ShardFolder.open(cfg.data.shards)
+    shards = open_shards(cfg.data)
     plan = load.blueprint(cfg.policy, shards, cfg.longest_path)
     with dist.world() as world:
         # One process, whatever the run had: no groups of replicas.

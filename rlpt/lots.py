@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rlpt.config import PromptConfig
-from rlpt.prompts import Stream, prompts_of, trunk_at
+from rlpt.prompts import Samples, prompts_of, trunk_at
 from rlpt.rollout.records import Row, group_row, groups_of
 from rlpt.types import Group, Markers, Prompt, Sums
 
@@ -47,7 +47,7 @@ class Batch:
 
 
 def lot_of(
-    row: Row, stream: Stream, cfg: PromptConfig, markers: Markers, seed: int, where: str
+    row: Row, stream: Samples, cfg: PromptConfig, markers: Markers, seed: int, where: str
 ) -> Lot:
     """A document in hand from its row; its text is cut again as it was."""
     every = prompts_of(trunk_at(stream, row["position"], cfg, seed), cfg, markers)

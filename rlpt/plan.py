@@ -28,11 +28,11 @@ def plan(cfg: RunConfig, ranks: int = 1) -> dict[str, Any]:
     measured now, which a small policy does not reach. Raises UserError where the shards are missing or the ranks cannot
     share a step.
     """
+    from rlpt.mixture import open_shards
     from rlpt.policy.load import blueprint, meta_model
-    from rlpt_data.shards import ShardFolder
 
     _check_ranks(cfg, ranks)
-    made = blueprint(cfg.policy, ShardFolder.open(cfg.data.shards), cfg.longest_path)
+    made = blueprint(cfg.policy, open_shards(cfg.data), cfg.longest_path)
     parameters = sum(weight.numel() for weight in meta_model(made.config).parameters())
     speed = matmul_gflops()
     return {

@@ -7,28 +7,26 @@ from pathlib import Path
 from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
 from rlpt.flops import document_tokens
+from rlpt.mixture import stage_stream
 from rlpt.policy.load import Blueprint
 from rlpt.policy.packing import Layout
-from rlpt.prompts import held_out, prompt_stream, window_stream
+from rlpt.prompts import held_out
 from rlpt.runlog import has_work, read_config
-from rlpt.stages import NextTokenStage, RLStage
+from rlpt.stages import RLStage
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 
 def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
     """Everything wrong that only the shards, other runs and a judge can tell. Raises UserError."""
-    train, markers = shards.split("train"), plan.vocabulary.markers
     for stage in cfg.stage:
-        if isinstance(stage, NextTokenStage):
-            window_stream(train, cfg.seed, stage.name, cfg.data.domains)
-        else:
-            prompt_stream(train, cfg.prompts, cfg.seed, stage.name, cfg.data.domains)
+        stage_stream(shards, cfg, stage)
+        if isinstance(stage, RLStage):
             stage.reward.refuse_unready()
     held_out(
         shards.split(cfg.evaluation.split),
         cfg.prompts,
-        markers,
+        plan.vocabulary.markers,
         1,
         cfg.seed,
         cfg.evaluation.domains,

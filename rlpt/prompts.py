@@ -41,8 +41,29 @@ def _scramble(value: int, key: int) -> int:
     return bits ^ (bits >> 31)
 
 
-class Stream:
-    """An endless, stateless order over the usable documents of one split."""
+class Samples:
+    """An endless, stateless order of documents."""
+
+    def at(self, position: int) -> tuple[int, Document]:
+        """(epoch, document) of the sample at a global position."""
+        raise NotImplementedError
+
+    @property
+    def period(self) -> int:
+        """Positions after which every document has come up."""
+        raise NotImplementedError
+
+    def take(self, start: int, count: int, rank: int, size: int) -> list[tuple[int, Document]]:
+        """This rank's strided share of the samples [start, start + count)."""
+        return [self.at(position) for position in range(start + rank, start + count, size)]
+
+    def shares(self, _position: int) -> dict[str, float]:
+        """Of every source among the samples before a position; nothing where there is one source."""
+        return {}
+
+
+class Stream(Samples):
+    """The order over the usable documents of one split."""
 
     def __init__(self, split: Split, seed: int, purpose: str, usable: Sequence[int]) -> None:
         if not len(usable):
@@ -55,15 +76,15 @@ class Stream:
         self.purpose = purpose
         self.usable = np.asarray(usable, dtype=np.int64)
 
+    @property
+    def period(self) -> int:
+        return len(self.usable)
+
     def at(self, position: int) -> tuple[int, Document]:
-        """(epoch, document) of the sample at a global position."""
+        """The documents of an epoch in the order of its permutation."""
         epoch, index = divmod(position, len(self.usable))
         key = rng.key(self.seed, "order", self.purpose, epoch)
         return epoch, self.split[int(self.usable[permute(index, len(self.usable), key)])]
-
-    def take(self, start: int, count: int, rank: int, size: int) -> list[tuple[int, Document]]:
-        """This rank's strided share of the samples [start, start + count)."""
-        return [self.at(position) for position in range(start + rank, start + count, size)]
 
 
 def in_domains(split: Split, domains: Sequence[str]) -> np.ndarray:
@@ -165,7 +186,7 @@ def middle(document: Document, epoch: int, cut: int, cfg: PromptConfig) -> Trunk
 
 
 def dealt_trunks(
-    stream: Stream, positions: Sequence[int], cfg: PromptConfig, seed: int, branch_tokens: int, world: dist.World
+    stream: Samples, positions: Sequence[int], cfg: PromptConfig, seed: int, branch_tokens: int, world: dist.World
 ) -> tuple[list[int], list[Trunk]]:  # fmt: skip
     """This rank's share of the samples at global positions: which it got, and their trunks.
 
@@ -179,7 +200,7 @@ def dealt_trunks(
     return dealt, [trunk_at(stream, position, cfg, seed) for position in dealt]
 
 
-def trunk_at(stream: Stream, position: int, cfg: PromptConfig, seed: int) -> Trunk:
+def trunk_at(stream: Samples, position: int, cfg: PromptConfig, seed: int) -> Trunk:
     """The trunk of the sample at a global position."""
     epoch, document = stream.at(position)
     return trunk(document, epoch, cfg, seed)

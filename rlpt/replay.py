@@ -7,13 +7,13 @@ from typing import Any
 from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
 from rlpt.engines import EngineConfig, RolloutConfig
+from rlpt.mixture import open_shards
 from rlpt.policy.load import blueprint
 from rlpt.rl_update import rl_step
 from rlpt.runlog import RunLog, read_config, read_journal
 from rlpt.session import Session
 from rlpt.stages import RLStage
 from rlpt.update import reduced
-from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, parse
 
 _CLOCKS = ("time/", "engine/")
@@ -28,7 +28,7 @@ def replay(run_dir: Path, step: int) -> dict[str, dict[str, float]]:
     """
     cfg = _config(run_dir)
     path = checkpoint.find(f"{run_dir}@{step - 1}")
-    shards = ShardFolder.open(cfg.data.shards)
+    shards = open_shards(cfg.data)
     plan = blueprint(cfg.policy, shards, cfg.longest_path, cfg.prompts.frame)
     with (
         dist.world() as world,

@@ -9,7 +9,7 @@ import numpy as np
 from rlpt import dist
 from rlpt.config import PromptConfig
 from rlpt.lots import Batch, ages, lot_of
-from rlpt.prompts import Stream
+from rlpt.prompts import Samples
 from rlpt.reward.base import Rewarded
 from rlpt.rollout.records import Row, unpacked
 from rlpt.stages import RLStage
@@ -29,7 +29,7 @@ class SavedSupply:
         self,
         run_dir: Path,
         own: bool,
-        stream: Stream,
+        stream: Samples,
         cfg: PromptConfig,
         stage: RLStage,
         markers: Markers,

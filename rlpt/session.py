@@ -17,13 +17,14 @@ from rlpt.evaluate.job import Subject, evaluate_subject
 from rlpt.exits import FaultError
 from rlpt.frames import Framer
 from rlpt.mismatch import coarser, verdict
+from rlpt.mixture import stage_stream
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.preflight import check_shares
-from rlpt.prompts import Stream, prompt_stream, window_stream
+from rlpt.prompts import Samples
 from rlpt.reward.base import Reward
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
@@ -161,7 +162,7 @@ class Session:
 
     def _next_token(self, stage: NextTokenStage, learner: Learner) -> Work:
         cfg = self.cfg
-        stream = window_stream(self.shards.split("train"), cfg.seed, stage.name, cfg.data.domains)
+        stream = stage_stream(self.shards, cfg, stage)
         framer = Framer(
             stage.mix,
             cfg.prompts,
@@ -174,13 +175,7 @@ class Session:
 
     def _rl(self, stage: RLStage, learner: Learner) -> Work:
         cfg = self.cfg
-        stream = prompt_stream(
-            self.shards.split("train", cfg.data.cuts),
-            cfg.prompts,
-            cfg.seed,
-            stage.name,
-            cfg.data.domains,
-        )
+        stream = stage_stream(self.shards, cfg, stage)
         frozen = self._copy() if "frozen" in stage.replicas else None
         outfit = Outfit(cfg, self.shards, self.plan, self.world, stage, learner, frozen)
         reward = outfit.reward()
@@ -188,7 +183,7 @@ class Session:
         supply = self._supply(stage, stream, reward)
         return Work(outfit.learner_with_reference(), stream, None, reward, frozen, supply)
 
-    def _supply(self, stage: RLStage, stream: Stream, reward: Reward) -> Supply | SavedSupply:
+    def _supply(self, stage: RLStage, stream: Samples, reward: Reward) -> Supply | SavedSupply:
         cfg = self.cfg
         if cfg.rollout.saved is not None:
             own = cfg.rollout.saved.resolve() == cfg.run_dir.resolve()

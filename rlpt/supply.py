@@ -16,7 +16,7 @@ from rlpt.engines import RolloutConfig
 from rlpt.exits import FaultError
 from rlpt.lots import Batch, Lot, ages, lot_of, lot_row, oldest
 from rlpt.pool import PLACE, Pool
-from rlpt.prompts import Stream, dealt_trunks, prompts_of, trunk_at
+from rlpt.prompts import Samples, dealt_trunks, prompts_of, trunk_at
 from rlpt.reward.base import Reward, Rewarded
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import Row
@@ -38,7 +38,7 @@ class Supply:
     def __init__(
         self,
         engine: Engine,
-        stream: Stream,
+        stream: Samples,
         cfg: PromptConfig,
         rollout: RolloutConfig,
         stage: RLStage,
@@ -184,7 +184,7 @@ class Supply:
             ):
                 found.append(position)
                 last = position
-            elif position - last > self.pool.longest_wait * len(self.stream.usable):
+            elif position - last > self.pool.longest_wait * self.stream.period:
                 raise UserError(
                     f"stage {self.stage.name}: every document is passed over; widen difficulty, raise "
                     "sampling.no_positive_resampling, or end the stage here"

@@ -12,6 +12,7 @@ from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.console import progress as progress_bar
 from rlpt.journal import describe, one_line, record_rollouts, write_summary
+from rlpt.mixture import open_shards
 from rlpt.policy.load import blueprint
 from rlpt.preflight import check
 from rlpt.rl_update import rl_score, rl_step
@@ -20,7 +21,6 @@ from rlpt.session import Session
 from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.update import Stepped, next_token_step
 from rlpt.work import Work
-from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 
@@ -30,7 +30,7 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
     Raises UserError for a mistake in the configuration, the shards or the run folder, FloatingPointError for a
     non-finite gradient or reward; the last checkpoint is kept either way.
     """
-    shards = ShardFolder.open(cfg.data.shards)
+    shards = open_shards(cfg.data)
     plan = blueprint(cfg.policy, shards, cfg.longest_path, cfg.prompts.frame)
     check(cfg, shards, plan)
     if dry_run:
@@ -84,6 +84,7 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
     taken = work.supply.next if work.supply else progress.cursor + stage.documents_per_step
     progress.cursor = taken
     values = {"loss/grad_norm": stepped.grad_norm, "time/step": time.perf_counter() - started}
+    values |= work.stream.shares(taken)
     if work.learner.scale.moves:
         values["loss/scale"] = work.learner.scale.value
     if isinstance(stage, RLStage):

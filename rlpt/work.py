@@ -15,7 +15,7 @@ from rlpt.policy.foreign import encoded, foreign
 from rlpt.policy.load import Blueprint, copy_weights
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
-from rlpt.prompts import Stream
+from rlpt.prompts import Samples
 from rlpt.reference import action_scorer
 from rlpt.reward.base import Kit, Reward
 from rlpt.saved_supply import SavedSupply
@@ -31,7 +31,7 @@ class Work:
     """The parts of one stage."""
 
     learner: Learner
-    stream: Stream
+    stream: Samples
     framer: Framer | None = None
     reward: Reward | None = None
     frozen: Policy | None = None

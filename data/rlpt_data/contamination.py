@@ -18,6 +18,7 @@ from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.filters import drop
 from rlpt_data.manifest import digest
 from rlpt_data.minhash import ngrams, words
+from rlpt_data.progress import shown
 from rlpt_data.strict import Strict, UserError
 
 LONG, SHORT = 13, 8
@@ -204,7 +205,7 @@ def build_index(config: IndexConfig) -> dict[str, Any]:
     items: dict[str, str] = {}
     report: dict[str, Any] = {}
     for chosen in config.sets:
-        found = dict(_items(chosen))
+        found = dict(shown(_items(chosen), f"index {chosen.name}", None, unit="items"))
         short = sum(len(words(text)) < LEAST_WORDS for text in found.values())
         report[chosen.name] = {"items": len(found), "too_short": short}
         items |= found

@@ -1,34 +1,27 @@
 """Where a document may be cut into context and continuation.
 
 A cut lies before whitespace and on a boundary of the document's own tokenisation, so the context's
-ids are what the context alone would be encoded to, and the continuation starts with its space.
+ids are what the context alone would be encoded to, and the continuation starts with its space. In a
+text without spaces it also lies between letters, where encoding the context alone was seen to agree.
 Candidates depend on nothing but the document and the seed. Cuts that came with the source are the
 only candidates of their document.
 """
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 from pydantic import Field
 
+from rlpt_data import places
 from rlpt_data.shards import CUT_KINDS
 from rlpt_data.strict import Strict
 
-# A sentence: a mark, closing quotes or brackets, then whitespace and something that can open the
-# next one. Non-ASCII openers are let through, for capitals outside ASCII cannot be told by bytes.
-_CLOSERS = rb"(?:[\"')\]*_]|\xe2\x80[\x99\x9d])*"
-_SENTENCE = re.compile(
-    rb"(?<![^A-Za-z][A-Z])(?:[.!?]|\xe2\x80\xa6)"  # not the dot of an initial
-    + _CLOSERS
-    + rb"(?=\s+[\"'(\[*_#>-]*[A-Z0-9\x80-\xff])"
-)
-_PARAGRAPH = re.compile(rb"(?<=\S)(?=[^\S\n]*\n[^\S\n]*\n)")
-_WORD = re.compile(rb"(?<=\S)(?=\s)")
-_FENCE = re.compile(rb"^(```+|~~~+)[^\n]*\n.*?(?:^\1[^\n]*$|\Z)", re.DOTALL | re.MULTILINE)
+_NONE = np.empty(0, np.int64)
+Stable = Callable[[list[int]], list[bool]]
+"""Of token positions: whether the context alone is encoded to the document's own ids."""
 
 
 class CutsConfig(Strict):
@@ -65,21 +58,31 @@ def candidates(
     config: CutsConfig,
     seed: int,
     limit: int | None = None,
+    stable: Stable | None = None,
 ) -> tuple[UInt32[np.ndarray, " K"], UInt8[np.ndarray, " K"]]:
     """Token positions, increasing, and the kind of each; no more than ``limit``.
 
-    Where two kinds meet the first of paragraph, sentence, every, random names the cut.
+    Where two kinds meet the first of paragraph, sentence, every, random names the cut. Between the
+    letters of a text without spaces are cuts only where they are ``stable``; None: none are.
     """
-    words = word_cuts(text, offsets, config)
+    ends, sentences = places.word_ends(text), places.sentence_ends(text)
+    letters, stops = places.unspaced(text, len(ends)) if stable else (_NONE, _NONE)
+    if len(stops):
+        sentences = np.union1d(sentences, stops)
+    words = allowed = _allowed(ends, sentences, text, offsets, config)
+    if len(letters):
+        inner = _allowed(np.union1d(letters, stops), sentences, text, offsets, config)
+        allowed = np.union1d(words, inner)
     # Later kinds overwrite earlier ones: the most telling name last.
-    found = dict.fromkeys(_random(words, len(offsets) - 1, document_id, config, seed), "random")
+    found = dict.fromkeys(_random(allowed, len(offsets) - 1, document_id, config, seed), "random")
     if "every" in config.kinds:
-        found |= dict.fromkeys(_regular(words, config.every), "every")
-    allowed = set(words.tolist())
-    for kind, pattern in (("sentence", _SENTENCE), ("paragraph", _PARAGRAPH)):
-        ends = _positions(_matches(pattern, text), offsets, config)
-        found |= dict.fromkeys((end for end in ends.tolist() if end in allowed), kind)
+        found |= dict.fromkeys(_regular(allowed, config.every), "every")
+    for kind, at in (("sentence", sentences), ("paragraph", places.paragraph_ends(text, ends))):
+        named = np.intersect1d(_positions(at, offsets, config), allowed, assume_unique=True)
+        found |= dict.fromkeys(named.tolist(), kind)
     kept = sorted(cut for cut, kind in found.items() if kind in config.kinds)
+    if stable and len(allowed) > len(words):
+        kept = _stable(kept, set(words.tolist()), stable)
     least = min((n for n in (config.per_document, limit) if n is not None), default=len(kept))
     if least < len(kept):
         draw = _generator(f"caps/{seed}/{document_id}")
@@ -88,25 +91,35 @@ def candidates(
     return np.array(kept, np.uint32), np.array(kinds, np.uint8)
 
 
+def _stable(kept: list[int], words: set[int], stable: Stable) -> list[int]:
+    """Without those between letters that are not."""
+    asked = [cut for cut in kept if cut not in words]
+    refused = {cut for cut, holds in zip(asked, stable(asked), strict=True) if not holds}
+    return [cut for cut in kept if cut not in refused]
+
+
 def word_cuts(
     text: bytes, offsets: UInt32[np.ndarray, " edges"], config: CutsConfig
 ) -> Int64[np.ndarray, " K"]:
-    """Every position where a cut may lie at all, as tokens: before whitespace, so inside no URL, no
-    address and no grapheme; with enough text on both sides; outside code where that is asked for.
+    """Every position before whitespace where a cut may lie, as tokens: so inside no URL, no address
+    and no grapheme; with enough text on both sides; outside code where that is asked for.
     """
-    places = _matches(_WORD, text)
+    return _allowed(places.word_ends(text), places.sentence_ends(text), text, offsets, config)
+
+
+def _allowed(
+    at: np.ndarray, sentences: np.ndarray, text: bytes, offsets: np.ndarray, config: CutsConfig
+) -> Int64[np.ndarray, " K"]:
+    """The token positions of those byte offsets where the configuration lets a cut lie."""
     if not config.code_fences:
-        inside = np.zeros(len(places), bool)
-        for fence in _FENCE.finditer(text):
-            inside |= (places > fence.start()) & (places < fence.end())
-        places = places[~inside]
-    places = places[places <= len(text) - config.min_continuation_bytes]
+        at = at[~places.in_code(text, at)]
+    at = at[at <= len(text) - config.min_continuation_bytes]
     if config.min_continuation_sentences:
-        ends = np.append(_matches(_SENTENCE, text), len(text))
+        ends = np.append(sentences, len(text))
         last = ends[-config.min_continuation_sentences - 1 :]
         enough = len(ends) > config.min_continuation_sentences
-        places = places[places <= (last[0] if enough else -1)]
-    return _positions(places, offsets, config)
+        at = at[at <= (last[0] if enough else -1)]
+    return _positions(at, offsets, config)
 
 
 def _regular(words: np.ndarray, every: int) -> list[int]:
@@ -118,24 +131,19 @@ def _regular(words: np.ndarray, every: int) -> list[int]:
     return at[at < marks + every].tolist()
 
 
-def token_positions(
-    places: Sequence[int], offsets: UInt32[np.ndarray, " edges"]
-) -> list[int] | None:
+def token_positions(at: Sequence[int], offsets: UInt32[np.ndarray, " edges"]) -> list[int] | None:
     """Token position of each byte offset; None when one is not the start of a token."""
-    at = np.searchsorted(offsets, places)
-    missed = offsets[np.minimum(at, len(offsets) - 1)] != places
-    return None if missed.any() else at.tolist()
+    tokens = np.searchsorted(offsets, at)
+    missed = offsets[np.minimum(tokens, len(offsets) - 1)] != at
+    return None if missed.any() else tokens.tolist()
 
 
-def _matches(pattern: re.Pattern[bytes], text: bytes) -> np.ndarray:
-    return np.array([match.end() for match in pattern.finditer(text)], np.int64)
-
-
-def _positions(places: np.ndarray, offsets: np.ndarray, config: CutsConfig) -> np.ndarray:
+def _positions(at: np.ndarray, offsets: np.ndarray, config: CutsConfig) -> np.ndarray:
     """Those byte offsets that are token boundaries with enough tokens on both sides, as tokens."""
-    at = np.searchsorted(offsets, places)
-    at = at[offsets[at] == places]
-    return at[(at >= config.min_context) & (at <= len(offsets) - 1 - config.min_continuation)]
+    tokens = np.searchsorted(offsets, at)
+    tokens = tokens[offsets[tokens] == at]
+    last = len(offsets) - 1 - config.min_continuation
+    return tokens[(tokens >= config.min_context) & (tokens <= last)]
 
 
 def _random(

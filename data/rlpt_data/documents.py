@@ -28,6 +28,8 @@ class SourceDocument:
     """The unit that must not straddle train and test; None: the host of ``url``."""
     split: str | None = None
     """train, dev or test when the source decides; None: hashed."""
+    language: str | None = None
+    """As the source calls it; None: it does not say."""
     cuts: tuple[int, ...] = ()
     """Byte offsets; when given they are the only candidates."""
     thoughts: tuple[SourceThought, ...] = ()

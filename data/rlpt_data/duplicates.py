@@ -52,7 +52,7 @@ def survivors(
     order = np.argsort(index, kind="stable")
     keys = index[order]
     kept = np.array(list(_first_of_equals(stores, starts, order, keys)), np.int64)
-    _tell(tally, stage, "duplicate", stores, starts, order, np.setdiff1d(order, kept), {})
+    tell(tally, stage, "duplicate", stores, starts, order, np.setdiff1d(order, kept), {})
     if near is not None:
         # In the order of their ids, so that the least number is the least id.
         kept = kept[np.argsort(index[kept], kind="stable")]
@@ -62,7 +62,7 @@ def survivors(
             int(row): padded(bytes(index[kept[lead]])).hex()
             for row, lead in zip(kept, label, strict=True)
         }
-        _tell(tally, NEAR, "near_duplicate", stores, starts, kept, kept[~own], of)
+        tell(tally, NEAR, "near_duplicate", stores, starts, kept, kept[~own], of)
         kept = kept[own]
     kept = np.sort(kept)
     return [
@@ -93,7 +93,7 @@ def _column(store: Store, band: int) -> np.ndarray:
     return np.zeros(0, np.uint64) if found is None else np.array(found[:, band])
 
 
-def _tell(
+def tell(
     tally: Tally,
     stage: str,
     reason: str,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.store import text_id
 from rlpt_data.tally import Tally
 
 READ, EXTRACT = "read", "extract"
@@ -23,18 +24,19 @@ class Stage:
 
 
 def where(document: SourceDocument) -> str:
-    return document.url or "(no url)"
+    """How a person finds it again: its URL, else its id."""
+    return document.url or text_id(document.text).hex()
 
 
 def drop(document: SourceDocument, reason: str, detail: str = "") -> Drop:
-    shown = document.text[:160].encode(errors="replace").decode()
-    return Drop(reason, where(document), detail or shown)
+    return Drop(reason, where(document), detail or document.text[:160])
 
 
 def valid_unicode(document: SourceDocument) -> SourceDocument | Drop:
-    """A lone surrogate (JSON can spell one) has no UTF-8 bytes."""
+    """A lone surrogate (JSON can spell one) has no UTF-8 bytes, in a text or in what is said of it."""
+    said = (document.url, document.domain, document.language)
     try:
-        document.text.encode()
+        "".join(filter(None, (document.text, *said))).encode()
     except UnicodeEncodeError as error:
         return drop(document, "not_unicode", str(error))
     return document

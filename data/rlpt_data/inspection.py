@@ -6,11 +6,11 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rlpt_data.datasheet.figures import funnel, kinds
 from rlpt_data.manifest import SPLITS
 from rlpt_data.shards import CUT_KINDS, Document, ShardFolder, read_drop_samples
 
@@ -33,7 +33,8 @@ def inspect(path: Path) -> dict[str, Any]:
         "vocab_size": manifest.vocab_size,
         "split_by": manifest.split_by,
         "counts": {name: manifest.counts[name].model_dump() for name in present},
-        "cuts": {name: _cut_counts(folder, name) for name in present},
+        "cuts": {name: kinds(folder.split(name)) for name in present},
+        "stages": funnel(manifest),
         "drops": {
             reason: {"count": count, "samples": read_drop_samples(folder, reason)}
             for reason, count in manifest.drops.items()
@@ -48,14 +49,8 @@ def render_inspect(found: dict[str, Any]) -> RenderableType:
         f"{found['path']}\nhash {found['hash']}  vocabulary {found['vocab_size']}"
         f"  split by {found['split_by']}\n"
     )
-    return Group(head, _counts_table(found), _drops_table(found["drops"]), *_pages(found))
-
-
-def _cut_counts(folder: ShardFolder, name: str) -> dict[str, int]:
-    counts = np.zeros(len(CUT_KINDS), np.int64)
-    for document in folder.split(name):
-        counts += np.bincount(document.cut_kinds, minlength=len(CUT_KINDS))
-    return dict(zip(CUT_KINDS, counts.tolist(), strict=True))
+    tables = (_counts_table(found), _stages_table(found["stages"]), _drops_table(found["drops"]))
+    return Group(head, *tables, *_pages(found))
 
 
 def _shown(folder: ShardFolder, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -88,6 +83,14 @@ def _counts_table(found: dict[str, Any]) -> Table:
         ratio = f"{counts['bytes'] / max(1, counts['tokens']):.2f}"
         numbers = [f"{counts[key]:,}" for key in ("documents", "tokens", "bytes")]
         table.add_row(name, *numbers, ratio, *(f"{n:,}" for n in found["cuts"][name].values()))
+    return table
+
+
+def _stages_table(stages: list[dict[str, Any]]) -> Table:
+    table = Table("stage", "in", "left out", "out", "of all")
+    for row in stages:
+        numbers = [f"{row[key]:,}" for key in ("in", "left", "out")]
+        table.add_row(row["stage"], *numbers, f"{row['kept']:.1f}%")
     return table
 
 

@@ -7,6 +7,7 @@ because equal bytes are equal data whoever wrote them.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,15 @@ class Counts(Strict):
     tokens: int
     bytes: int
     """UTF-8 bytes of text."""
+
+
+NOTHING = Counts(documents=0, tokens=0, bytes=0)
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """The sum of each count."""
+    tables = [each.model_dump() for each in counts]
+    return Counts(**{name: sum(table[name] for table in tables) for name in Counts.model_fields})
 
 
 class FileEntry(Strict):
@@ -47,6 +57,8 @@ class Manifest(Strict):
     """Documents left out, by reason; samples lie in dropped/<reason>.jsonl."""
     stages: tuple[dict[str, Any], ...] | None = None
     """What each stage let through and left out, in order; None: written before stages were counted."""
+    sources: dict[str, Counts] | None = None
+    """Of every source of a mixture, over all splits; None: there is one source, without a name."""
     files: tuple[FileEntry, ...]
     config: dict[str, Any]
     input_hash: str | None
@@ -61,7 +73,8 @@ class Manifest(Strict):
     def to_json(self) -> dict[str, Any]:
         """As on disk. Fields that older folders lack are left out where they say nothing."""
         table = self.model_dump(mode="json")
-        return {key: value for key, value in table.items() if key != "stages" or value is not None}
+        later = ("stages", "sources")
+        return {key: value for key, value in table.items() if key not in later or value is not None}
 
 
 def digest(data: bytes) -> str:
@@ -84,12 +97,17 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         what = "no manifest here" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}; write the shards with `rlpt data prepare`")
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """The manifest that was read from ``where``. Raises UserError when it is damaged."""
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(data)
     except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}; run `rlpt data prepare` again") from error
+        raise UserError(f"{where}: damaged: {error}; run `rlpt data prepare` again") from error
     if not isinstance(table, dict) or table.get("version") != FORMAT_VERSION:
         raise UserError(
-            f"{path}: not a manifest of format version {FORMAT_VERSION}; run `rlpt data prepare`"
+            f"{where}: not a manifest of format version {FORMAT_VERSION}; run `rlpt data prepare`"
         )
-    return parse(Manifest, table, str(path))
+    return parse(Manifest, table, where)

@@ -4,7 +4,6 @@ A task gets a job of names and numbers, writes its files beside their final name
 and gives back which files it wrote and what it counted.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,16 @@ from rlpt_data import sources, stages
 from rlpt_data.cuts import CutsConfig
 from rlpt_data.documents import SourceDocument
 from rlpt_data.filters import ALWAYS, admitted, passed
+from rlpt_data.manifest import NOTHING, Counts, total
 from rlpt_data.rows import RowMaker
 from rlpt_data.shards import Document
 from rlpt_data.sources.units import Unit
 from rlpt_data.split import SplitConfig
-from rlpt_data.store import Store, StoreWriter, padded, store_files
+from rlpt_data.store import Store, StoreWriter, padded, store_files, writer_name
 from rlpt_data.tally import Tally
 from rlpt_data.tokenizer import PlainTokenizer
 from rlpt_data.work import Done
-from rlpt_data.writing import ShardWriter
+from rlpt_data.writing import ShardWriter, counts_of
 
 BATCH_DOCUMENTS, BATCH_BYTES = 256, 16 << 20
 
@@ -108,6 +108,8 @@ class EncodeJob:
     tokenizer: Path
     cuts: CutsConfig
     seed: int
+    owners: tuple[str, ...]
+    """The name of every store's source; "" where there is one source."""
 
 
 def encode(job: EncodeJob) -> Done:
@@ -116,25 +118,29 @@ def encode(job: EncodeJob) -> Done:
     tokenizer = PlainTokenizer.cached(job.tokenizer)
     maker = RowMaker(tokenizer, job.cuts, job.seed)
     places = np.load(job.order, mmap_mode="r")[job.start : job.stop]
-    partial = job.target.with_name(f"{job.target.name}.{os.getpid()}")
+    partial = job.target.with_name(f"{job.target.name}.{writer_name()}")
     stores = [Store(path) for path in job.stores]
+    by_source: dict[str, Counts] = {}
     with ShardWriter(partial) as writer:
         at = 0
         for batch in batches(_documents(stores, places)):
-            limits = places[at : at + len(batch), 2].tolist()
+            here = places[at : at + len(batch)].tolist()
             at += len(batch)
-            for row in maker.rows(batch, limits):
+            made = maker.rows(batch, [limit for _, _, limit in here])
+            for row, (number, _, _) in zip(made, here, strict=True):
                 tally.enter(stages.ENCODE)
                 if isinstance(row, Document):
                     writer.add(row)
+                    owner = job.owners[number]
+                    by_source[owner] = total([by_source.get(owner, NOTHING), counts_of(row)])
                 else:
                     tally.drop(stages.ENCODE, row)
-    counts = writer.counts.model_dump()
-    if not writer.counts.documents:
+    facts = {"sources": {name: counts.model_dump() for name, counts in by_source.items()}}
+    if not by_source:
         partial.unlink()
-        return Done((), tally, counts)
+        return Done((), tally, facts)
     partial.rename(job.target)
-    return Done((job.target,), tally, counts, documents=writer.counts.documents)
+    return Done((job.target,), tally, facts, documents=writer.counts.documents)
 
 
 def _documents(stores: list[Store], places: np.ndarray) -> Iterator[tuple[str, SourceDocument]]:

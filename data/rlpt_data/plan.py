@@ -12,21 +12,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlpt_data import sources
 from rlpt_data.manifest import digest, digest_file
-from rlpt_data.sources.units import Unit
+from rlpt_data.mixing import Part
 from rlpt_data.strict import Strict, parse
 
 NAME = "plan.json"
 LIBRARIES = (
     *("numpy", "pyarrow", "tokenizers", "zstandard", "regex", "datasets", "datatrove", "spacy"),
     *("trafilatura", "lxml", "lxml_html_clean", "htmldate", "courlan", "justext", "resiliparse"),
-    *("brotli", "faust-cchardet", "tldextract"),
+    *("brotli", "faust-cchardet", "tldextract", "fasttext-predict"),
 )
 """Whoever of these is installed may have a part in the bytes."""
 
 
-READ_KEYS = ("recipe", "source", "stages", "split", "max_documents")
-"""Of the configuration; the others count from the encoding pass on."""
+READ_KEYS = ("recipe", "stages", "split", "max_documents")
+"""Of the configuration, beside the source; the others count from the encoding pass on."""
 
 
 class Input(Strict):
@@ -49,32 +50,38 @@ class Plan(Strict):
 
     @property
     def read_basis(self) -> str:
-        """Hash of what the bytes of the reading pass depend on."""
-        covered = self.model_dump(mode="json", exclude={"plan_id", "config"})
-        covered["config"] = {key: self.config[key] for key in READ_KEYS}
-        return digest(json.dumps(covered, sort_keys=True).encode())
+        """Hash of what every unit of the reading pass depends on, whichever its input is."""
+        # The tokenizer comes later.
+        files = {key: value for key, value in self.resources.items() if key != "tokenizer"}
+        config = {key: self.config.get(key) for key in READ_KEYS}
+        return _hash([config, files, self.versions])
+
+    def part_bases(self, parts: Sequence[Part]) -> list[str]:
+        """For each unit the hash of what its bytes depend on: nothing of another input."""
+        before = self.read_basis
+        inputs = {each.name: each.model_dump(mode="json") for each in self.inputs}
+        return [
+            _hash([before, part.name, part.config.model_dump(mode="json"), inputs[part.input]])
+            for part in parts
+        ]
 
     def computed_id(self) -> str:
-        covered = self.model_dump(mode="json", exclude={"plan_id"})
-        return digest(json.dumps(covered, sort_keys=True).encode())
+        return _hash(self.model_dump(mode="json", exclude={"plan_id"}))
 
 
-def make_plan(
-    units: Sequence[Unit],
-    corpus: str | None,
-    resources: Mapping[str, str],
-    config: dict[str, Any],
-) -> Plan:
-    """Hash the inputs; ``corpus`` is the fingerprint of a source without files."""
-    found: dict[Path, str] = {}
-    for unit in units:
-        if unit.path is not None and unit.path not in found:
-            found[unit.path] = unit.name.split("[")[0]
-    inputs = [_input(path, name) for path, name in found.items()]
+def _hash(value: Any) -> str:
+    return digest(json.dumps(value, sort_keys=True).encode())
+
+
+def make_plan(parts: Sequence[Part], resources: Mapping[str, str], config: dict[str, Any]) -> Plan:
+    """Hash the inputs, each file once."""
+    first: dict[str, Part] = {}
+    for part in parts:
+        first.setdefault(part.input, part)
     plan = Plan(
         plan_id="",
-        inputs=tuple(inputs) or (Input(name="corpus", bytes=0, blake2b=corpus),),
-        units=tuple(unit.name for unit in units),
+        inputs=tuple(_input(part) for part in first.values()),
+        units=tuple(part.name for part in parts),
         resources=dict(sorted(resources.items())),
         config=config,
         versions=versions(),
@@ -82,12 +89,15 @@ def make_plan(
     return plan.model_copy(update={"plan_id": plan.computed_id()})
 
 
-def _input(path: Path, name: str) -> Input:
+def _input(part: Part) -> Input:
+    path = part.unit.path
+    if path is None:
+        return Input(name=part.input, bytes=0, blake2b=sources.fingerprint(part.config))
     try:
-        return Input(name=name, bytes=path.stat().st_size, blake2b=digest_file(path))
+        return Input(name=part.input, bytes=path.stat().st_size, blake2b=digest_file(path))
     except OSError:
         # The unit that reads it is quarantined with the error; other inputs go on.
-        return Input(name=name, bytes=0, blake2b=None)
+        return Input(name=part.input, bytes=0, blake2b=None)
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlpt_data.documents import SourceDocument, SourceThought
+from rlpt_data.provenance import Source
 from rlpt_data.strict import Strict
 
 STRATA = ("R", "C", "N", "H")
@@ -45,7 +46,7 @@ class StratumShares(Strict):
         return self
 
 
-class ProvingConfig(Strict):
+class ProvingConfig(Source):
     """What to generate. The same config gives the same pages."""
 
     kind: Literal["proving"] = "proving"

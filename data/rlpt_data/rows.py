@@ -1,5 +1,6 @@
 """A source document and its ids -> the row of a shard: bytes become token positions."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from jaxtyping import UInt8, UInt32
 from rlpt_data.cuts import CutsConfig, candidates, token_positions
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.filters import drop, where
+from rlpt_data.places import word_ends
 from rlpt_data.shards import CUT_KINDS, Document, Thought
 from rlpt_data.split import domain_of
 from rlpt_data.strict import UserError
@@ -16,6 +18,8 @@ from rlpt_data.tokenizer import PlainTokenizer
 
 NO_LIMIT = 1 << 31
 """Of the number of cuts."""
+WINDOW = 256
+"""Tokens that are encoded again to see whether a cut between letters changes them, at most."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class RowMaker:
         if not document.cuts and len(ids) < self.cuts.min_context + self.cuts.min_continuation:
             return drop(document, "too_short")
         offsets = self.tokenizer.offsets(ids)
-        found = self._cuts(key, document, text, offsets, limit)
+        found = self._cuts(key, document, text, ids, offsets, limit)
         if isinstance(found, Drop):
             return found
         thoughts = self._thoughts(document, text, offsets)
@@ -76,10 +80,17 @@ class RowMaker:
         )
 
     def _cuts(
-        self, key: str, document: SourceDocument, text: bytes, offsets: np.ndarray, limit: int
+        self,
+        key: str,
+        document: SourceDocument,
+        text: bytes,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        limit: int,
     ) -> tuple[UInt32[np.ndarray, " K"], UInt8[np.ndarray, " K"]] | Drop:
         if not document.cuts:
-            found = candidates(text, offsets, key, self.cuts, self.seed, limit)
+            stable = functools.partial(self._stable, text, ids, offsets)
+            found = candidates(text, offsets, key, self.cuts, self.seed, limit, stable)
             return found if len(found[0]) else drop(document, "no_cut")
         places = sorted(set(document.cuts))
         _check_inside(document, "cut", places, len(text))
@@ -88,6 +99,15 @@ class RowMaker:
             return drop(document, "cut_inside_token", f"cuts at bytes {places[:20]}")
         kind = CUT_KINDS.index("supplied")
         return np.array(at, np.uint32), np.full(len(at), kind, np.uint8)
+
+    def _stable(
+        self, text: bytes, ids: np.ndarray, offsets: np.ndarray, cuts: list[int]
+    ) -> list[bool]:
+        """Whether the end of each context is encoded to the document's own ids."""
+        pairs = list(zip(_window_starts(text, offsets, cuts), cuts, strict=True))
+        ends = [text[offsets[start] : offsets[cut]].decode() for start, cut in pairs]
+        found = zip(pairs, self.tokenizer.encode(ends), strict=True)
+        return [np.array_equal(ids[start:cut], alone) for (start, cut), alone in found]
 
     def _thoughts(
         self, document: SourceDocument, text: bytes, offsets: np.ndarray
@@ -102,6 +122,17 @@ class RowMaker:
         ids = self.tokenizer.encode([thought.text for thought in document.thoughts])
         rows = zip(at, ids, document.thoughts, strict=True)
         return tuple(Thought(cut, piece, thought.source) for cut, piece, thought in rows)
+
+
+def _window_starts(text: bytes, offsets: np.ndarray, cuts: Sequence[int]) -> list[int]:
+    """For each cut a token before it: at the last whitespace, or about ``WINDOW`` tokens back."""
+    begins = np.frombuffer(text, np.uint8)[offsets[:-1]] & 0xC0 != 0x80
+    whole = np.flatnonzero(begins)  # tokens that do not begin inside a character
+    far = whole[np.searchsorted(whole, np.maximum(0, np.array(cuts) - WINDOW))]
+    words = word_ends(text)
+    at = np.searchsorted(offsets, words)
+    spaces = np.append(0, at[offsets[at] == words])
+    return np.maximum(far, spaces[np.searchsorted(spaces, cuts) - 1]).tolist()
 
 
 def _spans(

@@ -189,23 +189,46 @@ class ShardFolder:
 
     path: Path
     manifest: Manifest
+    url: str | None = None
+    """Where its files come from when they are first asked for; None: they are all in ``path``."""
 
     @classmethod
-    def open(cls, path: Path) -> "ShardFolder":
-        """Cheap checks only: the manifest parses, every file has its size, the tokenizer its hash.
+    def open(cls, place: Path | str) -> "ShardFolder":
+        """A folder of this machine, or a URL that fsspec reads, with a cache here (``RLPT_CACHE``).
+
+        Cheap checks only: the manifest parses, every file has its size, the tokenizer its hash.
 
         Raises UserError naming the file, expected and found. ``verify_folder`` reads every byte.
         """
+        if "://" in str(place):
+            return cls._remote(str(place))
+        path = Path(place)
         manifest = read_manifest(path)
         for entry in manifest.files:
             _check_size(path, entry)
         _check_tokenizer(path / TOKENIZER, manifest.tokenizer_hash)
         return cls(path, manifest)
 
+    @classmethod
+    def _remote(cls, url: str) -> "ShardFolder":
+        from rlpt_data.remote import fetch_manifest
+
+        return cls(*fetch_manifest(url), url)
+
+    def local(self, name: str) -> Path:
+        """Where a file of the folder lies on this machine, fetched if need be."""
+        if self.url is not None:
+            from rlpt_data.remote import fetch
+
+            for entry in self.manifest.files:
+                if entry.path == name:
+                    fetch(self.url, self.path, entry)
+        return self.path / name
+
     @property
     def tokenizer_path(self) -> Path:
         """Raises UserError when the folder was written without a tokenizer."""
-        path = self.path / TOKENIZER
+        path = self.local(TOKENIZER)
         if not path.is_file():
             raise UserError(f"{path}: this shard has no tokenizer; name one in [tokenizer]")
         return path
@@ -227,7 +250,12 @@ class ShardFolder:
 
     def file(self, name: str) -> Split:
         """The documents of one file."""
-        return Split(name, [self.path / name])
+        return Split(name, [self.local(name)])
+
+    def has(self, name: str) -> bool:
+        """Whether there are documents in a split."""
+        counts = self.manifest.counts.get(name)
+        return counts is not None and counts.documents > 0
 
     def split(self, name: str, query: AnnotatedCuts | None = None) -> Split:
         """One of train, dev and test. Raises UserError when it is unknown or empty.
@@ -237,7 +265,7 @@ class ShardFolder:
         if name not in SPLITS:
             raise UserError(f"{self.path}: no split {name!r}; valid: {', '.join(SPLITS)}")
         entries = [e for e in self.manifest.files if e.path.startswith(f"{name}/")]
-        split = Split(name, [self.path / entry.path for entry in entries])
+        split = Split(name, [self.local(entry.path) for entry in entries])
         if not len(split):
             raise UserError(f"{self.path}: split {name!r} is empty; prepare it with [split] {name}")
         if query is None:
@@ -261,7 +289,7 @@ def verify_folder(path: Path, index: Path | None = None) -> dict[str, Any]:
 
 def read_drop_samples(folder: ShardFolder, reason: str) -> list[dict[str, str]]:
     """Samples of what was left out for ``reason``: where and detail."""
-    path = folder.path / "dropped" / f"{reason}.jsonl"
+    path = folder.local(f"dropped/{reason}.jsonl")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

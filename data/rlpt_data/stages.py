@@ -55,14 +55,14 @@ def built(stages: Sequence[Any]) -> list[Stage]:
     return [Stage(stage.kind, stage.build()) for stage in stages]
 
 
-def names(stages: Sequence[Any]) -> list[str]:
-    """Every stage, in the order in which documents meet them."""
+def names(stages: Sequence[Any], last_of_all: Sequence[str] = ()) -> list[str]:
+    """Every stage, in the order in which documents meet them; ``last_of_all`` before encoding."""
     near = [NEAR] if near_duplicates(stages) else []
     first = [READ, EXTRACT, *(stage.name for stage in ALWAYS)]
     middle = [stage.kind for stage in before(stages)]
     last = [stage.kind for stage in after(stages)]
     again = [AGAIN] if last else []
-    return [*first, *middle, EXACT, *near, *last, *again, ENCODE]
+    return [*first, *middle, EXACT, *near, *last, *again, *last_of_all, ENCODE]
 
 
 def contamination_index(stages: Sequence[Any]) -> dict[str, bytes]:

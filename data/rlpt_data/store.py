@@ -7,6 +7,7 @@ it works on and no more.
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -38,8 +39,8 @@ _SUFFIXES = (".docs", ".index.npy", ".signatures.npy")
 
 
 def text_id(text: str) -> bytes:
-    """blake2b-128 of the text's UTF-8 bytes."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    """blake2b-128 of the text's UTF-8 bytes; a lone surrogate, which has none, counts as a ?."""
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
 
 
 def padded(key: bytes) -> bytes:
@@ -97,7 +98,7 @@ class StoreWriter:
         if self._signatures:
             _save(_partial(self._path, ".signatures.npy"), np.stack(self._signatures))
         for path in store_files(self._path, partial=True):
-            path.rename(path.with_name(path.name.removesuffix(f".{os.getpid()}")))
+            path.rename(path.with_name(path.name.removesuffix(f".{writer_name()}")))
 
 
 class Store:
@@ -130,7 +131,7 @@ class Store:
 
 def store_files(path: Path, partial: bool = False) -> list[Path]:
     """The files of a store that exist."""
-    end = f".{os.getpid()}" if partial else ""
+    end = f".{writer_name()}" if partial else ""
     paths = [path.with_name(path.name + suffix + end) for suffix in _SUFFIXES]
     return [path for path in paths if path.exists()]
 
@@ -141,8 +142,13 @@ def flush(file: Any) -> None:
     os.fsync(file.fileno())
 
 
+def writer_name() -> str:
+    """Of this process among those of all machines: what it has not finished ends in it."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 def _partial(path: Path, suffix: str) -> Path:
-    return path.with_name(f"{path.name}{suffix}.{os.getpid()}")
+    return path.with_name(f"{path.name}{suffix}.{writer_name()}")
 
 
 def _save(path: Path, array: np.ndarray) -> None:

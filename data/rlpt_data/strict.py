@@ -10,9 +10,9 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic_core import ErrorDetails
@@ -33,6 +33,28 @@ class Strict(pydantic.BaseModel):
         ser_json_inf_nan="constants",
     )
 
+
+class Grown(Strict):
+    """A configuration with fields that came later: where they are None its JSON is the older one's.
+
+    What was planned or prepared before they came is still the same.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_before(self, dumped: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        table = dumped(self)
+        return {k: v for k, v in table.items() if v is not None or k not in self.LATER}
+
+
+def located(place: str | Path) -> str | Path:
+    """A URL stays text (a path would lose one of its slashes); the rest is a path."""
+    return place if "://" in str(place) else Path(place)
+
+
+Location = Annotated[str | Path, pydantic.AfterValidator(located)]
+"""A folder on this machine, or a URL that fsspec reads."""
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 

@@ -32,7 +32,7 @@ class Tally:
 
     def drop(self, stage: str, dropped: Drop) -> None:
         self.dropped.setdefault(stage, Counter())[dropped.reason] += 1
-        self._keep(dropped.reason, [(dropped.where, dropped.detail)])
+        self._keep(dropped.reason, [(_writable(dropped.where), _writable(dropped.detail))])
 
     def count(self, stage: str, reason: str, number: int) -> None:
         """Drops beyond those that are samples."""
@@ -90,3 +90,8 @@ class Tally:
         kept = [*self._samples.get(reason, ()), *rows]
         whole = reason in REPORTED
         self._samples[reason] = sorted(kept) if whole else heapq.nsmallest(NUM_SAMPLES, kept)
+
+
+def _writable(text: str) -> str:
+    """It may quote what is no Unicode."""
+    return text.encode(errors="replace").decode()

@@ -65,6 +65,11 @@ class PlainTokenizer:
             raise UserError(f"{self.where}: not usable: {error}; give another one") from error
 
     @functools.cached_property
+    def _pieces(self) -> np.ndarray:
+        """``token_bytes`` as an array, to be indexed by arrays."""
+        return np.array(self.token_bytes, object)
+
+    @functools.cached_property
     def _lengths(self) -> np.ndarray:
         return np.array([len(piece) for piece in self.token_bytes], np.int64)
 
@@ -80,7 +85,7 @@ class PlainTokenizer:
 
     def decode(self, ids: UInt32[np.ndarray, " T"]) -> bytes:
         """The exact bytes of a sequence of ids."""
-        return b"".join(map(self.token_bytes.__getitem__, ids.tolist()))
+        return b"".join(self._pieces[ids].tolist())
 
 
 @functools.lru_cache(maxsize=2)

@@ -7,6 +7,7 @@ import numpy as np
 
 from rlpt_data.contamination import FILE, Index, read_index_bytes
 from rlpt_data.manifest import NAME, SPLITS, Manifest, digest, digest_file
+from rlpt_data.progress import shown
 from rlpt_data.shards import ANNOTATIONS, CUT_KINDS, Document, ShardFolder
 from rlpt_data.strict import UserError
 
@@ -45,7 +46,8 @@ def _index(path: Path, given: Path | None) -> Index | None:
 def _check_decontaminated(folder: ShardFolder, index: Index) -> None:
     for name in SPLITS:
         counts = folder.manifest.counts.get(name)
-        for document in folder.split(name) if counts and counts.documents else ():
+        split = folder.split(name) if counts and counts.documents else ()
+        for document in shown(split, f"evaluation items, {name}", len(split)):
             if hit := index.hit(document.text):
                 raise UserError(
                     f"{folder.path}/{name}, document {document.document_id}: holds {hit}; "
@@ -59,7 +61,10 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         name = file.relative_to(path).as_posix()
         if file.is_file() and name not in listed and not name.startswith(f"{ANNOTATIONS}/"):
             raise UserError(f"{file}: not in the manifest; remove it")
-    for entry in manifest.files:
+    files = shown(
+        manifest.files, "checksums", len(manifest.files), unit="MB", size=lambda e: e.bytes / 1e6
+    )
+    for entry in files:
         found = digest_file(path / entry.path)
         if found != entry.blake2b:
             expected = f"the manifest says {entry.blake2b}"
@@ -78,7 +83,7 @@ def _check_split(
         return 0
     tokens = size = 0
     split = folder.split(name)
-    for document in split:
+    for document in shown(split, f"verify {name}", len(split)):
         where = f"{folder.path}/{name}, document {document.document_id}"
         for rule in broken_rules(document, folder.manifest.vocab_size, pieces):
             raise UserError(f"{where}: {rule}; {_AGAIN}")

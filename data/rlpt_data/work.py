@@ -1,6 +1,6 @@
 """The folder of unfinished work beside the output: its lock, its plan, its ledger, its passes.
 
-    .NAME.work/plan.json  ledger.jsonl  lock  read/  clean/  shards/  failed/
+    .NAME.work/plan.json  ledger.jsonl  lock  read/  clean/  shards/  spool/  failed/
 
 A pass runs those of its units that the ledger does not hold yet. A unit that fails is quarantined,
 with its error in ``failed/``, and the others go on.
@@ -8,25 +8,22 @@ with its error in ``failed/``, and the others go on.
 
 import fcntl
 import json
+import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from rlpt_data import plan as plans
+from rlpt_data.executors import OWN_WORKERS, ExecutorConfig, outcomes
 from rlpt_data.ledger import Entry, Ledger
-from rlpt_data.manifest import digest_file
+from rlpt_data.manifest import digest, digest_file
 from rlpt_data.plan import Plan
+from rlpt_data.progress import STDERR, shown
 from rlpt_data.strict import UserError
 from rlpt_data.tally import Tally
-from rlpt_data.workers import Failure, outcomes
-
-STDERR = Console(stderr=True)
+from rlpt_data.workers import Failure, full_disk
 
 
 @runtime_checkable
@@ -47,27 +44,69 @@ class Done:
     documents: int = 0
 
 
-class WorkFolder:
-    """Opened by ``with``; another process that opens it meanwhile is refused."""
+class Alone:
+    """The hidden folder beside ``out``, opened by ``with``; who opens it meanwhile is refused.
 
-    def __init__(self, out: Path, plan: Plan, *, num_workers: int, progress: bool) -> None:
+    It goes when it holds nothing but the lock. A full disk is one line. Raises UserError.
+    """
+
+    def __init__(self, out: Path) -> None:
         self.path = out.parent / f".{out.name}.work"
-        self.plan = plan
-        self.failures: dict[str, Failure] = {}
-        """phase/unit -> why it was quarantined in this run."""
-        self._num_workers = num_workers
-        self._progress = progress
 
-    def __enter__(self) -> "WorkFolder":
+    def __enter__(self) -> "Alone":
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise UserError(
-                f"{self.path}: another run is at work here; wait for it or choose another out"
-            ) from error
+        except OSError:
+            self._refuse()
+        if not self._is_ours():
+            self._refuse()
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if self._is_ours() and os.listdir(self.path) == ["lock"]:
+            shutil.rmtree(self.path)
+        self._lock.close()
+        if full := full_disk(error):
+            raise full from error
+
+    def _is_ours(self) -> bool:
+        """Whoever has just ended may have taken away the file that was opened."""
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / "lock"))
+        except FileNotFoundError:
+            return False
+
+    def _refuse(self) -> NoReturn:
+        self._lock.close()
+        raise UserError(
+            f"{self.path}: another run is at work here; wait for it or choose another out"
+        )
+
+
+class WorkFolder(Alone):
+    """The same with what is unfinished."""
+
+    def __init__(
+        self,
+        out: Path,
+        plan: Plan,
+        num_workers: int,
+        executor: ExecutorConfig = OWN_WORKERS,
+        *,
+        progress: bool,
+    ) -> None:
+        super().__init__(out)
+        self.plan = plan
+        self.failures: dict[str, Failure] = {}
+        """phase/unit -> why it was quarantined in this run."""
+        self._num_workers = num_workers
+        self._executor = executor
+        self._progress = progress
+
+    def __enter__(self) -> "WorkFolder":
+        super().__enter__()
         return self
 
     def start(self, afresh: bool) -> None:
@@ -86,9 +125,6 @@ class WorkFolder:
         shutil.rmtree(self.path / "failed", ignore_errors=True)
         self._ledger = Ledger(self.path)
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
-
     def remove(self) -> None:
         shutil.rmtree(self.path)
 
@@ -98,18 +134,27 @@ class WorkFolder:
         return path
 
     def run(
-        self, phase: str, task: Callable[[Any], Done], jobs: Sequence[Job], basis: str
+        self, phase: str, task: Callable[[Any], Done], jobs: Sequence[Job], bases: Sequence[str]
     ) -> list[Entry]:
-        """The entries of every job, in their order, without those that failed."""
-        found = {job.unit: self._ledger.done(phase, job.unit, basis) for job in jobs}
+        """The entries of every job, in their order, without those that failed.
+
+        ``bases``: for each job the hash of everything that its bytes depend on.
+        """
+        basis_of = {job.unit: basis for job, basis in zip(jobs, bases, strict=True)}
+        found = {unit: self._ledger.done(phase, unit, basis) for unit, basis in basis_of.items()}
         left = [job for job in jobs if found[job.unit] is None]
         if left and len(left) < len(jobs):
             say(f"{self.path}: {len(jobs) - len(left)} of {len(jobs)} units of {phase} are done")
-        for job, result in self._shown(phase, outcomes(task, left, self._num_workers), len(left)):
+        spool = self.path / "spool" / f"{phase}-{digest(' '.join(bases).encode())}"
+        found_now = outcomes(task, left, self._executor, self._num_workers, spool)
+        if self._progress:
+            found_now = shown(found_now, phase, len(left), size=_documents)
+        for job, result in found_now:
             if isinstance(result, Failure):
                 self._quarantine(phase, job.unit, result)
                 continue
             files = {str(f.relative_to(self.path)): digest_file(f) for f in result.files}
+            basis = basis_of[job.unit]
             entry = Entry(phase, job.unit, basis, files, result.tally, result.facts)
             self._ledger.add(entry)
             found[job.unit] = entry
@@ -127,21 +172,9 @@ class WorkFolder:
                 continue
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _shown(self, what: str, items: Iterator[Any], total: int) -> Iterator[Any]:
-        """The same items, with a line on stderr: units, documents a second, time left."""
-        if not self._progress or not STDERR.is_terminal or not total:
-            yield from items
-            return
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-        started, documents = time.monotonic(), 0
-        with Progress(*columns, console=STDERR, transient=True) as progress:
-            line = progress.add_task(what, total=total, rate="")
-            for job, result in items:
-                documents += result.documents if isinstance(result, Done) else 0
-                speed = documents / max(1e-9, time.monotonic() - started)
-                progress.update(line, advance=1, rate=f"{speed:,.0f} documents/s")
-                yield job, result
+
+def _documents(outcome: tuple[Job, Done | Failure]) -> int:
+    return outcome[1].documents if isinstance(outcome[1], Done) else 0
 
 
 def remove_leftovers(out: Path) -> None:

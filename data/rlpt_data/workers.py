@@ -33,22 +33,18 @@ class Failure:
     trace: str
 
 
-class DiskFullError(Exception):
-    """No job can go on."""
-
-
 def outcomes(
     task: Callable[[_Job], _Result], jobs: Sequence[_Job], num_workers: int
 ) -> Iterator[tuple[_Job, _Result | Failure]]:
     """Every job with its result, as they finish. Raises UserError for the user's mistakes."""
     if min(num_workers, len(jobs)) <= 1:
         for job in jobs:
-            yield job, _checked(attempted(task, job))
+            yield job, checked(attempted(task, job))
         return
     pool = _Pool(task, min(num_workers, len(jobs)))
     try:
         for job, result in pool.run(jobs):
-            yield job, _checked(result)
+            yield job, checked(result)
     finally:
         pool.end()
 
@@ -60,15 +56,23 @@ def attempted(task: Callable[[_Job], _Result], job: _Job) -> _Result | Failure |
     except UserError as error:
         return error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return UserError(
-                f"{error.filename or 'the work folder'}: {os.strerror(error.errno)}; make room and "
-                "run the same command again: it goes on from here"
-            )
+        if full := full_disk(error):
+            return full
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _checked(result: Any) -> Any:
+def full_disk(error: BaseException | None) -> UserError | None:
+    """What to say where there is no room left; None for other errors."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        return None
+    return UserError(
+        f"{error.filename or 'the output'}: {os.strerror(error.errno)}; make room and run the same "
+        "command again"
+    )
+
+
+def checked(result: Any) -> Any:
+    """The result, unless it is the user's mistake: that is raised."""
     if isinstance(result, UserError):
         raise result
     return result

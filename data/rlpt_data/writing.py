@@ -7,7 +7,7 @@ makes it visible: a folder with a manifest is complete, whatever was killed when
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +18,14 @@ import pyarrow as pa
 from rlpt_data.manifest import (
     FORMAT_VERSION,
     NAME,
+    NOTHING,
     SPLITS,
     Counts,
     FileEntry,
     Manifest,
     digest,
     digest_file,
+    total,
 )
 from rlpt_data.shards import SCHEMA, TOKENIZER, Document
 from rlpt_data.store import flush
@@ -44,6 +46,7 @@ class Facts:
     drop_samples: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     created_by: Mapping[str, str] = field(default_factory=dict)
     stages: tuple[Mapping[str, Any], ...] | None = None
+    sources: Mapping[str, Counts] | None = None
     extras: Mapping[str, bytes] = field(default_factory=dict)
     """Other files of the folder, by name."""
 
@@ -66,7 +69,7 @@ class ShardWriter:
         self._per_batch = rows_per_batch
         self._rows: list[Document] = []
         self._size = 0
-        self.counts = Counts(documents=0, tokens=0, bytes=0)
+        self.counts = NOTHING
 
     def __enter__(self) -> "ShardWriter":
         self._file = self._path.open("wb")
@@ -76,11 +79,7 @@ class ShardWriter:
     def add(self, row: Document) -> None:
         self._rows.append(row)
         self._size += row_bytes(row)
-        self.counts = Counts(
-            documents=self.counts.documents + 1,
-            tokens=self.counts.tokens + len(row.ids),
-            bytes=self.counts.bytes + int(row.offsets[-1]),
-        )
+        self.counts = total([self.counts, counts_of(row)])
         if len(self._rows) == self._per_batch or self._size >= _BATCH_BYTES:
             self._write()
 
@@ -102,6 +101,11 @@ class ShardWriter:
         self._rows, self._size = [], 0
 
 
+def counts_of(row: Document) -> Counts:
+    """Of one document."""
+    return Counts(documents=1, tokens=len(row.ids), bytes=int(row.offsets[-1]))
+
+
 def row_bytes(row: Document) -> int:
     """About what a row takes on disk."""
     return int(row.offsets[-1]) + 4 * (len(row.ids) + len(row.offsets) + len(row.cuts))
@@ -109,7 +113,7 @@ def row_bytes(row: Document) -> int:
 
 def write_folder(
     out: Path,
-    documents: Mapping[str, Sequence[Document]],
+    documents: Mapping[str, Iterable[Document]],
     tokenizer_json: bytes | None,
     facts: Facts,
     *,
@@ -186,12 +190,7 @@ def _entry(folder: Path, shard: Shard) -> FileEntry:
 
 
 def _total(shards: Sequence[Shard], split: str) -> Counts:
-    found = [shard.counts for shard in shards if shard.name.startswith(f"{split}/")]
-    return Counts(
-        documents=sum(counts.documents for counts in found),
-        tokens=sum(counts.tokens for counts in found),
-        bytes=sum(counts.bytes for counts in found),
-    )
+    return total([shard.counts for shard in shards if shard.name.startswith(f"{split}/")])
 
 
 def _manifest(
@@ -209,6 +208,7 @@ def _manifest(
         counts=dict(counts),
         drops=dict(sorted(facts.drops.items())),
         stages=None if facts.stages is None else tuple(dict(row) for row in facts.stages),
+        sources=None if facts.sources is None else dict(sorted(facts.sources.items())),
         files=tuple(files),
         config=dict(facts.config),
         input_hash=facts.input_hash,
@@ -218,7 +218,7 @@ def _manifest(
 
 
 def _write_splits(
-    folder: Path, documents: Mapping[str, Sequence[Document]], shard_bytes: int, per_batch: int
+    folder: Path, documents: Mapping[str, Iterable[Document]], shard_bytes: int, per_batch: int
 ) -> Iterator[Shard]:
     for split in documents:
         assert split in SPLITS, f"split {split!r}"
@@ -231,7 +231,7 @@ def _write_splits(
             yield Shard(name, folder / name, writer.counts)
 
 
-def _shards(rows: Sequence[Document], shard_bytes: int) -> Iterator[list[Document]]:
+def _shards(rows: Iterable[Document], shard_bytes: int) -> Iterator[list[Document]]:
     """Consecutive runs of rows of about ``shard_bytes`` each."""
     shard: list[Document] = []
     size = 0

@@ -18,7 +18,6 @@ def write(run_dir: Path) -> Path:
 
     run = read(run_dir)
     try:
-        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError(

@@ -32,7 +32,10 @@ class Form:
     def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
         reward_PG = np.array(
             [
-                [float(r.finish == "closer" and r.thought_len >= self.min_tokens) for r in g.rollouts]
+                [
+                    float(r.finish == "closer" and r.thought_len >= self.min_tokens)
+                    for r in g.rollouts
+                ]
                 for g in groups
             ]
         )

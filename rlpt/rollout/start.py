@@ -18,6 +18,7 @@ from rlpt.config import PolicyConfig, RunConfig, ThoughtConfig, longest_branch
 from rlpt.console import say
 from rlpt.dist import together
 from rlpt.engines import EngineConfig, VLLMConfig
+from rlpt.mixture import open_shards
 from rlpt.policy.load import Blueprint, blueprint, meta_model
 from rlpt.rollout.broadcasting import own_address
 from rlpt.rollout.client import EngineClient
@@ -31,7 +32,6 @@ from rlpt.rollout.seat import Seat
 from rlpt.rollout.serve import TOKEN, serve
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.rollout.wire import DType, EngineSpec
-from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 
@@ -266,7 +266,7 @@ def serve_engine(cfg: RunConfig, host: str, port: int) -> None:
         raise UserError(
             f"rlpt engine: set the environment variable {TOKEN} to a secret of the run, here and for the trainer"
         )
-    shards = ShardFolder.open(cfg.data.shards)
+    shards = open_shards(cfg.data)
     plan = blueprint(cfg.policy, shards, cfg.longest_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder, tokenizer = cfg.run_dir / "engine", str(shards.manifest.tokenizer_hash)

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 from rlpt_data.strict import UserError
 
@@ -17,3 +18,8 @@ def behave(job: tuple[str, str]) -> str:
         Path(path).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return what.upper()
+
+
+def behave_unit(job: Any) -> str:
+    """The same for a job that has a unit."""
+    return behave((job.unit, job.path))

@@ -137,7 +137,7 @@ def test_stores_give_back_every_field_and_count_bytes(tmp_path: Path) -> None:
     from rlpt_data.documents import SourceThought
 
     rich = SourceDocument(
-        *("é\u2028\x00 text", "https://ü.org", "d", "dev", (3,)),
+        *("é\u2028\x00 text", "https://ü.org", "d", "dev", "el", (3,)),
         *((SourceThought(3, "think", "who"),), ((0, 2), (4, 5))),
     )
     plain = SourceDocument("x", target_spans=())

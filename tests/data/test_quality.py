@@ -1,18 +1,23 @@
 """Stages that choose and change documents: each rule drops what it is about, and says its name."""
 
+import io
 import itertools
 import json
 import re
+import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlpt_data import choosing
 from rlpt_data.choosing import LanguageConfig, UrlBlockListConfig
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.pii import PiiConfig, anonymous
 from rlpt_data.quality import QualityConfig
 from rlpt_data.sources import files
+from rlpt_data.store import text_id
 from rlpt_data.strict import UserError
 
 GOOD = """The river runs through the old town and past the mill, where the baker buys his flour.
@@ -89,6 +94,97 @@ def test_listed_hosts_and_pages_are_blocked_with_all_below_them(tmp_path: Path) 
     absent = UrlBlockListConfig(kind="url-blocklist", path=tmp_path / "absent")
     with pytest.raises(UserError, match="absent: no such file"):
         absent.resources()
+
+
+def test_the_bundled_list_is_read_from_its_archive_and_joins_the_given_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "lists.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        for name, text in (("domains", b"Bad.org\nworse.org\n"), ("urls", b"good.org/page\n")):
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            file.addfile(member, io.BytesIO(text))
+    monkeypatch.setattr(choosing, "_archive", lambda: archive)
+    monkeypatch.setattr(choosing, "_ut1", choosing._ut1.__wrapped__)
+    (tmp_path / "mine.txt").write_text("own.org\n")
+    both = UrlBlockListConfig(kind="url-blocklist", path=tmp_path / "mine.txt", bundled="ut1")
+    stage = both.build()
+    urls = ("https://a.bad.org/", "http://worse.org", "https://good.org/page/", "http://own.org/x")
+    assert [stage(SourceDocument("x", url=url)) for url in urls] == [
+        Drop("blocked_url", url, found)
+        for url, found in zip(
+            urls, ("bad.org", "worse.org", "good.org/page", "own.org"), strict=True
+        )
+    ]
+    kept = SourceDocument("x", url="https://good.org/another")
+    assert stage(kept) == kept
+    assert set(both.resources()) == {"url-blocklist", "url-blocklist-ut1"}
+
+
+def test_a_block_list_is_named_and_older_plans_do_not_change(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="url-blocklist: no list; give path, or bundled"):
+        UrlBlockListConfig(kind="url-blocklist")
+    given = UrlBlockListConfig(kind="url-blocklist", path=tmp_path)
+    assert set(given.model_dump()) == {"kind", "path"}
+
+
+@pytest.mark.slow
+def test_the_list_of_datatrove_has_what_fineweb_left_out() -> None:
+    pytest.importorskip("datatrove")
+    stage = UrlBlockListConfig(kind="url-blocklist", bundled="ut1").build()
+    assert len(choosing._ut1()) == 4_578_527  # seconds, half a gigabyte
+    listed = SourceDocument("x", url="https://www.0-1avsex.com/a")
+    assert stage(listed) == Drop("blocked_url", "https://www.0-1avsex.com/a", "0-1avsex.com")
+    kept = SourceDocument("x", url="https://digital.gov/")
+    assert stage(kept) == kept
+
+
+def fasttext_model(path: Path) -> None:
+    """A model in fastText's own format, version 12: the -> en, der -> de, each with a logit of 8."""
+    words = [(b"the", (8.0, 0.0)), (b"der", (0.0, 8.0))]
+    labels = [(b"__label__en", (1.0, 0.0)), (b"__label__de", (0.0, 1.0))]
+    # Two dimensions, softmax (3), supervised (3), no parts of words.
+    data = struct.pack("<2i12id", 793712314, 12, 2, 5, 5, 1, 5, 1, 3, 3, 0, 0, 0, 100, 1e-4)
+    data += struct.pack("<3i2q", 4, 2, 2, 100, -1)
+    for number, (name, _) in enumerate(words + labels):
+        data += name + b"\0" + struct.pack("<qb", 10, number >= 2)
+    for rows in (words, labels):
+        data += struct.pack("<?2q", False, 2, 2)
+        data += b"".join(struct.pack("<2f", *vector) for _, vector in rows)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("the the", "en"),
+        ("der\nder", "de"),
+        ("the der der der", "de"),  # logits 2 and 6: 0.982
+        ("the the der der der", "de"),  # logits 3.2 and 4.8: 0.832
+        ("the the the der der der der", "unsure (de)"),  # 24/7 and 32/7: 0.758
+        ("zzz", "unknown"),
+    ],
+)
+def test_a_fasttext_model_decides_by_its_score(tmp_path: Path, text: str, language: str) -> None:
+    pytest.importorskip("fasttext")
+    fasttext_model(tmp_path / "lid.bin")
+    config = LanguageConfig(
+        kind="language", languages=("fr",), model=tmp_path / "lid.bin", min_score=0.8
+    )
+    assert config.build()(SourceDocument(text)) == Drop(
+        "language", text_id(text).hex(), f"{language}: {text}"
+    )
+    kept = config.model_copy(update={"languages": (language,)})
+    assert kept.build()(SourceDocument(text)) == SourceDocument(text)
+
+
+def test_a_file_that_is_no_fasttext_model_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("fasttext")
+    (tmp_path / "lid.bin").write_text("no model")
+    config = LanguageConfig(kind="language", languages=("en",), model=tmp_path / "lid.bin")
+    with pytest.raises(UserError, match=r"lid\.bin has wrong file format!; give a fastText model"):
+        config.build()
 
 
 def test_only_the_chosen_languages_stay() -> None:

@@ -16,7 +16,7 @@ import pytest
 from misbehaving import behave
 
 from rlpt_data import sources, workers
-from rlpt_data.manifest import read_manifest
+from rlpt_data.manifest import digest, read_manifest
 from rlpt_data.plan import make_plan
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import SPLITS, ShardFolder, verify_folder
@@ -221,7 +221,7 @@ def test_what_changed_since_the_kill_is_said_and_done_again(
         monkeypatch.setattr("rlpt_data.plan.LIBRARIES", ("numpy",))
     else:
         # A store that is not what the ledger says, and is as long.
-        path = work / "read/00001.docs"
+        path = work / "read" / f"{digest(b'1.jsonl')}.docs"
         path.write_bytes(path.read_bytes().replace(b"river", b"RIVER", 1))
     found = run(config)
     error = " ".join(capsys.readouterr().err.split())
@@ -232,7 +232,7 @@ def test_what_changed_since_the_kill_is_said_and_done_again(
 
 def test_two_runs_in_one_folder_are_refused(make: Make) -> None:
     config = make("out")
-    plan = make_plan([], None, {}, {})
+    plan = make_plan([], {}, {})
     with (
         WorkFolder(config.out, plan, num_workers=1, progress=False),
         pytest.raises(UserError, match="another run is at work here"),
@@ -279,6 +279,24 @@ def test_a_full_disk_stops_with_one_line_and_nothing_is_lost(
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="No space left on device; make room and run"):
             prepare(config, progress=False)
+    assert run(config) == whole
+
+
+def test_a_full_disk_is_the_same_line_where_the_ledger_or_the_order_is_written(
+    make: Make, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make("out")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
+
+    for place in ("rlpt_data.ledger.Ledger.add", "rlpt_data.order.np.save"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(
+                UserError, match=r"^here: No space left on device; make room and run"
+            ):
+                prepare(config, progress=False)
     assert run(config) == whole
 
 

@@ -227,3 +227,16 @@ def test_data_commands_prepare_inspect_and_verify_and_find_a_truncated_shard(
     shard.write_bytes(shard.read_bytes()[:-100])
     assert exit_code("data", "verify", str(out)) == 2
     assert "train/00000.arrow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["inspect"], ["verify"], ["export-pairs", "--out", "x.parquet"], ["annotate", "--model", "m"]],
+    ids=lambda words: words[0],
+)
+def test_commands_that_need_shards_here_say_so_of_a_url(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code("data", *words, "s3://bucket/web") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("s3://bucket/web: this command needs the shards on this machine")

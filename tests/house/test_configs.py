@@ -27,7 +27,7 @@ def model_of(path: Path) -> type[Model]:
         return CompareConfig
     if "sets" in table:
         return IndexConfig
-    return PrepareConfig if "source" in table else EvalJobConfig
+    return PrepareConfig if table.keys() & {"source", "sources"} else EvalJobConfig
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

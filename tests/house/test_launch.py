@@ -28,6 +28,8 @@ def test_a_mistake_is_one_line_and_exit_2(words: list[str], said: str) -> None:
     assert run.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", ["launch/train.sh", "launch/slurm.sbatch", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["launch/train.sh", "launch/slurm.sbatch", "launch/prepare.sbatch", ".ci/run"]
+)
 def test_a_script_is_valid_shell(script: str) -> None:
     subprocess.run(["bash", "-n", script], cwd=ROOT, check=True)

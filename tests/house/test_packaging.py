@@ -38,7 +38,7 @@ def test_every_command_and_file_a_document_names_exists(document: str) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"(?:^\s*|`)make ([a-z][a-z-]*)", text, re.MULTILINE):
         assert target in targets, f"make {target}"
-    for words in re.findall(r"(?:^\s*|`)rlpt ((?:data )?[a-z]+)", text, re.MULTILINE):
+    for words in re.findall(r"(?:^\s*|`)rlpt ((?:data )?[a-z-]+)", text, re.MULTILINE):
         group, name = (data, words.split()[1]) if words.startswith("data ") else (cli, words)
         assert name in group.commands, f"rlpt {words}"
     for path in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -44,6 +44,14 @@ def test_a_rating_is_a_running_mean() -> None:
             assert (found.mean, found.epoch) == (pytest.approx(expected[epoch]), epoch)
 
 
+def test_marks_of_one_step_count_in_the_order_of_their_epochs_whichever_rank_had_them() -> None:
+    """1 in epoch 0, then 0 in epoch 1, with decay 0.8; noted the other way round."""
+    pool = _pool(WINDOW.model_copy(update={"decay": 0.8}))
+    pool.marks = [Mark(1, "a", 14, 0.0), Mark(0, "a", 14, 1.0)]
+    pool.merge()
+    assert pool.documents.known["a"] == Rating(0.8, 1)
+
+
 def test_documents_outside_the_window_are_passed_over_until_their_review() -> None:
     pool = _pool(WINDOW)
     pool.documents.known = {
@@ -192,6 +200,21 @@ def test_a_group_that_is_trained_again_is_not_rated_again(paced, short: Stream) 
     run.go(0, 4)
     assert sum(map(sum, run.uses)) > 0
     assert len(once) == run.trained_groups
+
+
+def test_retired_cuts_of_a_document_with_others_are_not_sampled(paced, short: Stream) -> None:
+    stage = paced.stage_of(4, 3).model_copy(
+        update={"sampling": DynamicSampling(kind="dynamic", rounds=0, no_positive_resampling=0.9)}
+    )
+    run = paced.Run(short, paced.config(), stage, reward=reward)
+    keys = [key for p in range(12) for key in paced.keys_at(short, p)]
+    retired = {key for key in keys if keys.index(key) % 2}
+    run.supply.pool.prompts.known = {f"{k[1]}@{k[2]}": Rating(1.0, 0) for k in retired}
+    run.go(0, 2)
+    trained = {group.prompt.key for batch in run.trained for group in batch.groups}
+    assert trained
+    assert not trained & retired
+    assert any(len(paced.keys_at(short, p)) > 1 for each in run.positions for p in each)
 
 
 def test_a_stage_without_any_document_inside_ends_with_a_line(paced, short: Stream) -> None:

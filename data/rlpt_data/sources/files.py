@@ -26,7 +26,18 @@ def input_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     found = [p for p in path.rglob("*") if p.is_file() and p.name.endswith(suffixes)]
     if not found:
         raise UserError(f"[source] path = {path}: no {' '.join(suffixes)} inside; correct the path")
+    for file in found:
+        _check_name(file)
     return sorted(found, key=lambda p: p.relative_to(path).as_posix())
+
+
+def _check_name(file: Path) -> None:
+    """Names are written down: in the ledger, and beside what was left out."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        shown = str(file).encode(errors="backslashreplace").decode()
+        raise UserError(f"{shown}: its name is not UTF-8; rename it") from error
 
 
 def fingerprint(files: list[Path]) -> str:

@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.provenance import Source
 from rlpt_data.sources import files
-from rlpt_data.strict import Strict
 
 
-class FolderConfig(Strict):
+class FolderConfig(Source):
     kind: Literal["folder"]
     path: Path
     """A folder, searched at every depth, or one file."""

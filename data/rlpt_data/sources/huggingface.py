@@ -5,11 +5,12 @@ from typing import Literal
 
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.manifest import digest
+from rlpt_data.provenance import Source
 from rlpt_data.sources.records import Fields, document
-from rlpt_data.strict import Strict, UserError
+from rlpt_data.strict import UserError
 
 
-class HuggingfaceConfig(Strict):
+class HuggingfaceConfig(Source):
     kind: Literal["huggingface"]
     name: str
     """Name on the hub, or a local folder."""

@@ -18,14 +18,14 @@ from pydantic import Field
 
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.manifest import digest
-from rlpt_data.strict import Strict
+from rlpt_data.provenance import Source
 
 _OURSELVES = "rlpt"
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 _Scope = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class InstalledDocsConfig(Strict):
+class InstalledDocsConfig(Source):
     kind: Literal["installed-docs"]
     max_bytes: int = Field(default=4_000_000, ge=1)
     """Stop after about this many bytes of text."""

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.provenance import Source
 from rlpt_data.sources import files
 from rlpt_data.sources.records import Fields, document
 from rlpt_data.sources.units import Unit, of_files
-from rlpt_data.strict import Strict
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
-class JsonlConfig(Strict):
+class JsonlConfig(Source):
     kind: Literal["jsonl"]
     path: Path
     """A file, or a folder of .jsonl, .jsonl.gz and .jsonl.zst files."""

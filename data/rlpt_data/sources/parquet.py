@@ -8,15 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.provenance import Source
 from rlpt_data.sources import files
 from rlpt_data.sources.records import Fields, document
 from rlpt_data.sources.units import Unit, of_files
-from rlpt_data.strict import Strict, UserError, nearest
+from rlpt_data.strict import UserError, nearest
 
 SUFFIXES = (".parquet",)
 
 
-class ParquetConfig(Strict):
+class ParquetConfig(Source):
     kind: Literal["parquet"]
     path: Path
     """A file, or a folder of .parquet files."""

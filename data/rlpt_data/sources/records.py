@@ -1,16 +1,17 @@
 """A table's row -> a document. Shared by every source whose rows have named fields."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.manifest import SPLITS
-from rlpt_data.strict import Strict
+from rlpt_data.strict import Grown
 
 
-class Fields(Strict):
+class Fields(Grown):
     """Which field of a row holds what."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("language",)
     text: str = "text"
     url: str | None = "url"
     """Absent from a row: the document has no URL."""
@@ -18,9 +19,12 @@ class Fields(Strict):
     """None: the host of the URL."""
     split: str | None = None
     """Holds train, dev or test; None: the split is hashed."""
+    language: str | None = None
+    """Holds the language, which the stage `language` then takes at its word; None: it detects."""
 
     def names(self) -> list[str]:
-        return [name for name in (self.text, self.url, self.domain, self.split) if name]
+        named = (self.text, self.url, self.domain, self.split, self.language)
+        return [name for name in named if name]
 
 
 def document(row: Any, fields: Fields, where: str) -> SourceDocument | Drop:
@@ -35,7 +39,11 @@ def document(row: Any, fields: Fields, where: str) -> SourceDocument | Drop:
     if fields.split and split not in SPLITS:
         return Drop("unknown_split", where, f"{fields.split} = {split!r}")
     return SourceDocument(
-        text, url=_string(row, fields.url), domain=_string(row, fields.domain), split=split
+        text,
+        url=_string(row, fields.url),
+        domain=_string(row, fields.domain),
+        split=split,
+        language=_string(row, fields.language),
     )
 
 

@@ -19,6 +19,11 @@ class Unit:
     start: int = 0
     stop: int | None = None
 
+    @property
+    def file(self) -> str:
+        """The name without the range."""
+        return self.name if self.stop is None else self.name.rpartition("[")[0]
+
 
 def of_files(root: Path, paths: Sequence[Path], chunk_bytes: int | None = None) -> list[Unit]:
     """One unit a file, or one for every ``chunk_bytes`` of it."""

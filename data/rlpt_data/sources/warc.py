@@ -13,6 +13,7 @@ from pydantic import Field
 
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.extraction.sandbox import LimitsConfig, Sandbox
+from rlpt_data.provenance import Source
 from rlpt_data.sources import files
 from rlpt_data.sources.http_payload import (
     PayloadError,
@@ -24,13 +25,12 @@ from rlpt_data.sources.http_payload import (
 )
 from rlpt_data.sources.units import Unit, of_files
 from rlpt_data.sources.warc_records import Record, broken_digest, records
-from rlpt_data.strict import Strict
 
 SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
 _HTML = ("html",)
 
 
-class WarcConfig(Strict):
+class WarcConfig(Source):
     kind: Literal["warc"]
     path: Path
     """A file, or a folder of .warc, .warc.gz, .wet and .wet.gz files."""
