@@ -8,8 +8,9 @@ import torch
 
 from rlpt import dist
 from rlpt.curriculum import DifficultyWindow, DynamicSampling
+from rlpt.lots import Lot, lot_of, lot_row
 from rlpt.pool import Mark, Pool, Rating
-from rlpt.prompts import Stream
+from rlpt.prompts import Stream, prompts_of, trunk_at
 from rlpt.reward.base import Rewarded
 from rlpt.reward.match import MatchReward
 from rlpt.stages import RLStage
@@ -215,6 +216,14 @@ def test_retired_cuts_of_a_document_with_others_are_not_sampled(paced, short: St
     assert trained
     assert not trained & retired
     assert any(len(paced.keys_at(short, p)) > 1 for each in run.positions for p in each)
+
+
+def test_what_waits_comes_back_without_its_retired_cuts(paced, short: Stream) -> None:
+    position = next(p for p in range(12) if paced.num_groups(short, p) == 2)
+    every = prompts_of(trunk_at(short, position, paced.CFG, paced.SEED), paced.CFG, paced.MARKERS)
+    row = lot_row(Lot(position, every[1:]), "waiting")
+    found = lot_of(row, short, paced.CFG, paced.MARKERS, paced.SEED, "test")
+    assert [prompt.key for prompt in found.prompts] == [every[1].key]
 
 
 def test_a_stage_without_any_document_inside_ends_with_a_line(paced, short: Stream) -> None:
