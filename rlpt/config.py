@@ -289,10 +289,10 @@ class RunConfig(Strict):
     def _check_reward(self, stage: RLStage) -> None:
         reward, predicted = stage.reward, self.thought.prediction_tokens
         if self.rollout.saved is not None and (stage.sampling or stage.difficulty):
-            raise ValueError(
-                f"stage {stage.name}: rollout.source = 'saved' trains on given groups: sampling and difficulty have no "
-                "part"
-            )
+            raise ValueError(f"stage {stage.name}: rollout.saved: leave out sampling, difficulty")
+        for gate in stage.gates:
+            if gate.kind == "format":
+                gate.refuse_unfit(self.thought.budget_tokens, predicted)
         if stage.budget is not None and stage.budget.start > self.thought.budget_tokens:
             raise ValueError(
                 f"stage {stage.name}: budget.start = {stage.budget.start} exceeds thought.budget_tokens = "

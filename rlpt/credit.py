@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from rlpt import dist, rng
 from rlpt.advantage import RESOLUTION, Mask, Moments, advantage, batch_moments, group_std
-from rlpt.objective import token_weights
+from rlpt.objective import gold_shares, token_weights
 from rlpt.reward.control import constant, permuted, random_like
 from rlpt.stages import RLStage
 from rlpt.types import Group
@@ -24,7 +24,7 @@ class Credited:
     weight_PG: Float[np.ndarray, "P G"]
     """Of one action."""
     gold_PG: Float[np.ndarray, "P G"] | None = None
-    """Of one held-out token, where the gold term depends on how likely it was; None: the same for all."""
+    """Of one held-out token; None: there is no gold term."""
 
     def part(self, chosen: Sequence[int]) -> "Credited":
         gold_PG = None if self.gold_PG is None else self.gold_PG[chosen]
@@ -123,6 +123,35 @@ class Credit:
         )
         weight_PG = np.asarray(weights, dtype=np.float64)
         return weight_PG if kept_PG is None else np.where(kept_PG, weight_PG, 0.0)
+
+    def gold_weights(
+        self,
+        gold_PG: Float[np.ndarray, "P G"],
+        weight_PG: Float[np.ndarray, "P G"],
+        kept_PG: Mask | None,
+        count: float,
+    ) -> Float[np.ndarray, "P G"]:
+        """The weight of one held-out token of every rollout; of those that do not count it is 0.
+
+        ``gold_PG`` is log p(y | x, z), ``weight_PG`` that of an action, ``count`` is `gold_count`'s.
+        """
+        cfg = self.stage.objective
+        kept_PG = np.ones(gold_PG.shape, dtype=bool) if kept_PG is None else kept_PG
+        if cfg.gold == "constant":
+            return kept_PG * (cfg.gold_weight / max(count, 1.0))
+        return cfg.gold_weight * weight_PG * gold_shares(gold_PG, cfg.gold, kept_PG)
+
+    def gold_count(self, groups: Sequence[Group], kept_PG: Mask | None) -> float:
+        """Held-out tokens after all rollouts of the step that count, where the gold term is their mean. Collective."""
+        cfg = self.stage.objective
+        if not cfg.gold_weight or cfg.gold != "constant":
+            return 0.0
+        counted = (
+            group.prompt.horizon
+            * (len(group.rollouts) if kept_PG is None else int(kept_PG[p].sum()))
+            for p, group in enumerate(groups)
+        )
+        return dist.total([float(sum(counted))], self.world)[0]
 
     def _reduced(self, moments: Moments) -> Moments:
         return Moments(

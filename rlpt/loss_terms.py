@@ -38,8 +38,6 @@ class Terms:
     world: dist.World
     text_count: float
     """Tokens of the next-token term, over all ranks and micro-batches."""
-    gold_count: float
-    """Held-out tokens after all thoughts, likewise."""
     m2_threshold: float
     reference_R: Float[Tensor, " R"] | None
     """The reference's log-probabilities of the actions, where KL is in the loss."""
@@ -55,18 +53,11 @@ class Terms:
             each = weight / max(self.text_count, 1.0)
             parts.append(self._text("loss/next_token", logp_R, torch.full_like(logp_R, each)))
         if self.stage.objective.gold_weight and batch.continuations is not None:
+            assert credited.gold_PG is not None
             logp_R = readout.scores(batch.continuations).logp_R
-            parts.append(
-                self._text("loss/gold", logp_R, self._gold_weights(batch, credited, logp_R))
-            )
+            weight_R = per_action(credited.gold_PG, batch.horizons, logp_R.device)
+            parts.append(self._text("loss/gold", logp_R, weight_R))
         return torch.stack(parts).sum()
-
-    def _gold_weights(
-        self, batch: RolloutBatch, credited: Credited, logp_R: Float[Tensor, " R"]
-    ) -> Float[Tensor, " R"]:
-        if credited.gold_PG is None:
-            return torch.full_like(logp_R, self.stage.objective.gold_weight / self.gold_count)
-        return per_action(credited.gold_PG, batch.horizons, logp_R.device)
 
     def _text(
         self, name: str, logp_R: Float[Tensor, " R"], weight_R: Float[Tensor, " R"]

@@ -8,6 +8,7 @@ from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
 from rlpt.flops import document_tokens
 from rlpt.mixture import stage_stream
+from rlpt.policy.foreign import described
 from rlpt.policy.load import Blueprint
 from rlpt.policy.packing import Layout
 from rlpt.prompts import held_out
@@ -23,6 +24,8 @@ def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
         stage_stream(shards, cfg, stage)
         if isinstance(stage, RLStage):
             stage.reward.refuse_unready()
+            if (other := getattr(stage.reward, "foreign", None)) is not None:
+                described(other.path, plan, cfg.longest_path)
     held_out(
         shards.split(cfg.evaluation.split),
         cfg.prompts,

@@ -54,6 +54,9 @@ class Reference:
         self._log(logged, logps)
         if self.cfg.weight:
             self._logps = logps
+        if self.cfg.weight and self.cfg.placement == "reward":
+            paid = self.penalty(range(len(self.groups)), (len(self.groups), -1))
+            self.sums |= {"reward/kl": (-float(paid.sum()), float(paid.size))}
 
     def _log(self, groups: Sequence[Group], logps: Sequence[np.ndarray]) -> None:
         """k3, which is never negative, and k1, for its sign, of what sampled the actions."""
@@ -74,8 +77,7 @@ class Reference:
             self.cfg.weight * float((rollout.logp[rollout.action] - logp).sum())
             for rollout, logp in zip(rollouts(self.groups), self._logps, strict=True)
         ]
-        width = shape[1]
-        return np.array(flat).reshape(-1, width)[list(part)]
+        return np.array(flat).reshape(len(self.groups), -1)[list(part)]
 
     def rows(self, part: Sequence[int], device: torch.device) -> Float[Tensor, " R"] | None:
         """The reference's log-probabilities of a micro-batch's actions, for placement = 'loss'; else None."""

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlpt import dist
+from rlpt.advantage import Mask
 from rlpt.batch import (
     RolloutBatch,
     Wanted,
@@ -27,7 +28,7 @@ from rlpt.batch import (
 from rlpt.credit import Credit, Credited
 from rlpt.loss_terms import Terms
 from rlpt.mismatch import Extremes, raise_to
-from rlpt.objective import gold_shares, m2_threshold
+from rlpt.objective import m2_threshold
 from rlpt.policy.policy import Readout, RowScores
 from rlpt.policy.scoring import split_scores
 from rlpt.reference import Reference, action_logps, action_scorer, rollouts
@@ -86,12 +87,14 @@ def rl_score(
     """What `rl_step` would have learned from: rewards and advantages alone, the weights left as they are."""
     started = time.perf_counter()
     credit = Credit(stage, learner.world, learner.seed, step, learner.noise)
+    reference = Reference(learner, stage.kl, groups)
     rewarded = reward(groups)
     controlled_PG = credit.controlled(rewarded.reward_PG, groups)
     sums = rewarded.sums | _moments_of("reward/mean", controlled_PG) | _thought_sums(groups)
-    sums |= {"time/score": (time.perf_counter() - started, 1.0)}
-    kept_PG = credit.admitted(controlled_PG, rewarded.kept_PG)
-    return Stepped(sums, 0.0, rewarded, credit.advantages(controlled_PG, kept_PG))
+    sums |= reference.sums | {"time/score": (time.perf_counter() - started, 1.0)}
+    reward_PG = controlled_PG - reference.penalty(range(len(groups)), controlled_PG.shape)
+    kept_PG = credit.admitted(reward_PG, rewarded.kept_PG)
+    return Stepped(sums, 0.0, rewarded, credit.advantages(reward_PG, kept_PG))
 
 
 def _reads_training_forward(stage: RLStage, whole: bool) -> bool:
@@ -123,10 +126,7 @@ class _Update:
     def __post_init__(self) -> None:
         wanted = self.wanted(continuations=False)
         text = sum(len(at) for _, at in text_positions(self.groups, wanted))
-        gold = sum(len(group.rollouts) * group.prompt.horizon for group in self.groups)
-        self.text_count, self.gold_count = dist.total(
-            [float(text), float(gold)], self.learner.world
-        )
+        (self.text_count,) = dist.total([float(text)], self.learner.world)
         self.reference = Reference(self.learner, self.stage.kl, self.groups)
         add(self.sums, self.reference.sums)
 
@@ -151,7 +151,7 @@ class _Update:
         rewarded = reward(self.groups)
         credited = self._credited(rewarded, range(len(self.groups)))
         if self.stage.objective.mask == "m2":
-            self.m2_threshold = self._threshold(credited.advantage_PG)
+            self.m2_threshold = self._threshold(credited)
         self.scoring = time.perf_counter() - started
         for part in self.parts(continuations=False):
             self._backward(part, False, lambda _readout, _batch, part=part: credited.part(part))
@@ -166,7 +166,8 @@ class _Update:
             kept = len(reward_PG) if kept_PG is None else int(kept_PG.any(axis=1).sum())
             add(self.sums, {"reward/admitted": (float(kept), float(len(reward_PG)))})
         advantage_PG = self.credit.advantages(reward_PG, kept_PG)
-        return Credited(advantage_PG, weight_PG, self._gold(rewarded, weight_PG))
+        count = self.credit.gold_count(self.groups, kept_PG)
+        return Credited(advantage_PG, weight_PG, self._gold(rewarded, weight_PG, kept_PG, count))
 
     def _controlled(self, rewarded: Rewarded, part: Sequence[int]) -> Float[np.ndarray, "P G"]:
         groups = [self.groups[p] for p in part]
@@ -174,16 +175,19 @@ class _Update:
         return reward_PG - self.reference.penalty(part, reward_PG.shape)
 
     def _gold(
-        self, rewarded: Rewarded, weight_PG: Float[np.ndarray, "P G"]
+        self,
+        rewarded: Rewarded,
+        weight_PG: Float[np.ndarray, "P G"],
+        kept_PG: Mask | None,
+        count: float,
     ) -> Float[np.ndarray, "P G"] | None:
-        cfg = self.stage.objective
-        if cfg.gold == "constant" or not cfg.gold_weight:
+        if not self.stage.objective.gold_weight:
             return None
         assert rewarded.gold_PG is not None
-        return cfg.gold_weight * weight_PG * gold_shares(rewarded.gold_PG, cfg.gold, weight_PG > 0)
+        return self.credit.gold_weights(rewarded.gold_PG, weight_PG, kept_PG, count)
 
-    def _threshold(self, advantage_PG: Float[np.ndarray, "P G"]) -> float:
-        """Of M2PO, over the actions of the whole step. Collective."""
+    def _threshold(self, credited: Credited) -> float:
+        """Of M2PO, over the actions of the whole step that count. Collective."""
         learner = self.learner
         scorer = action_scorer(learner.policy, learner, self.stage.micro_batch_tokens)
         ratios = [
@@ -192,10 +196,10 @@ class _Update:
                 action_logps(scorer, self.groups), rollouts(self.groups), strict=True
             )
         ]
-        mine = (
-            np.concatenate([*ratios, np.zeros(0)]),
-            np.repeat(advantage_PG.reshape(-1), [len(ratio) for ratio in ratios]),
-        )
+        lengths = [len(ratio) for ratio in ratios]
+        advantage_R = np.repeat(credited.advantage_PG.reshape(-1), lengths)
+        counts_R = np.repeat(credited.weight_PG.reshape(-1) != 0, lengths)
+        mine = (np.concatenate([*ratios, np.zeros(0)])[counts_R], advantage_R[counts_R])
         whole = [
             np.concatenate(each) for each in zip(*dist.gathered(mine, learner.world), strict=True)
         ]
@@ -213,6 +217,7 @@ class _Update:
         advantage_PG = np.zeros((len(self.groups), width))
         kept_PG = kept(self.groups, self.stage.gates)
         weight_PG = self.credit.weights(self.groups, kept_PG)
+        count = self.credit.gold_count(self.groups, kept_PG)
         for part in parts:
 
             def credited(readout: Readout, batch: RolloutBatch, part=part) -> Credited:
@@ -222,7 +227,7 @@ class _Update:
                 if len(parts) == 1:
                     credit = self._credited(found[-1], part)
                 else:
-                    credit = self._unscaled(found[-1], part, weight_PG[part])
+                    credit = self._unscaled(found[-1], part, weight_PG[part], count)
                 advantage_PG[part] = credit.advantage_PG
                 self.scoring += time.perf_counter() - started
                 return credit
@@ -233,11 +238,16 @@ class _Update:
         return joined(found, parts), advantage_PG
 
     def _unscaled(
-        self, rewarded: Rewarded, part: Sequence[int], weight_PG: Float[np.ndarray, "P G"]
+        self,
+        rewarded: Rewarded,
+        part: Sequence[int],
+        weight_PG: Float[np.ndarray, "P G"],
+        count: float,
     ) -> Credited:
         """The credit of one micro-batch, but for the factor that only the whole step knows."""
         advantage_PG = self.credit.unscaled(self._controlled(rewarded, part), rewarded.kept_PG)
-        return Credited(advantage_PG, weight_PG, self._gold(rewarded, weight_PG))
+        gold_PG = self._gold(rewarded, weight_PG, rewarded.kept_PG, count)
+        return Credited(advantage_PG, weight_PG, gold_PG)
 
     def _rescale(self, factor: float) -> float:
         scale_gradients(self.learner.policy, factor)
@@ -263,7 +273,6 @@ class _Update:
             self.stage,
             learner.world,
             self.text_count,
-            self.gold_count,
             self.m2_threshold,
             reference_R,
             learner.critic,

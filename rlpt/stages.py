@@ -263,18 +263,38 @@ class RLStage(StageBase):
     def _advantages_are_defined(self) -> "RLStage":
         needs_siblings = self.advantage.baseline != "none" or self.advantage.scale != "none"
         share = getattr(self.reward, "aggregate", "") == "log_mean_exp"
-        if self.group_size < 2 and (needs_siblings or share):
+        if self.group_size < 2 and (needs_siblings or self.reward.compares):
             raise ValueError(
                 f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2"
+            )
+        if self.reward.compares and any(gate.kind == "mask_truncated" for gate in self.gates):
+            raise ValueError(
+                "gates: mask_truncated leaves out thoughts that log_mean_exp and rank compare with their siblings; use "
+                "{ kind = 'format' } instead"
             )
         if share and self.advantage.baseline != "none":
             raise ValueError(
                 "reward.aggregate = 'log_mean_exp' is centred by itself: set advantage.baseline = 'none'"
             )
-        if self.advantage.scale == "group_mean" and (self.reward.signed or self._lowered_by_gates):
+        if self.advantage.scale == "group_mean" and (self.reward.signed or self._lowered):
             raise ValueError(
                 "advantage.scale = 'group_mean' divides by the mean reward, which must not be negative: choose a "
-                "reward without a sign (match, or a probability without a baseline) and gates that keep it so"
+                "reward without a sign (match, or a probability without a baseline), gates that keep it so, no KL in "
+                "the reward and no reward_control = 'random'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_set_is_used(self) -> "RLStage":
+        if self.reference_every and "frozen" not in self.replicas:
+            raise ValueError(
+                f"reference_every = {self.reference_every}: nothing uses the frozen copy (what cancels is skipped); "
+                "set it to 0, or kl.reference = 'frozen'"
+            )
+        if self.advantage.min_std == "noise" and not self.reward.averages:
+            raise ValueError(
+                "advantage.min_std = 'noise' is the rounding of a mean over the continuation, and this reward is none; "
+                "give a number, such as 1e-6"
             )
         return self
 
@@ -305,9 +325,10 @@ class RLStage(StageBase):
         return self
 
     @property
-    def _lowered_by_gates(self) -> bool:
-        """Whether a gate may make a reward negative."""
-        return any(
+    def _lowered(self) -> bool:
+        """Whether a gate, the KL or a control may make a reward negative."""
+        penalty = self.kl.weight > 0 and self.kl.placement == "reward"
+        return (penalty or self.reward_control == "random") or any(
             gate.kind == "soft_overlong" or (gate.kind == "format" and gate.value < 0)
             for gate in self.gates
         )

@@ -107,9 +107,14 @@ class ObjectiveConfig(Strict):
             raise ValueError(
                 f"objective.ratio = 'none' has nothing for mask = {self.mask!r} to look at; set mask = 'none'"
             )
-        if self.ratio == "sequence" and self.mask == "tv":
+        if self.ratio == "sequence" and self.mask in ("tv", "m2"):
             raise ValueError(
-                "objective.mask = 'tv' compares probabilities of tokens; with ratio = 'sequence' use 'clip'"
+                f"objective.mask = {self.mask!r} looks at tokens one by one; with ratio = 'sequence' use 'clip'"
+            )
+        if self.critic is not None and self.mask == "m2":
+            raise ValueError(
+                "objective.mask = 'm2' is set before the step by the sign of advantages, which a critic gives in it; "
+                "use 'clip'"
             )
         if self.gold != "constant" and self.aggregate != "constant":
             raise ValueError(

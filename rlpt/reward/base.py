@@ -68,6 +68,16 @@ class RewardBase(Strict):
         """Whether rounding is a share of the reward, as of a probability, and not a number of nats."""
         return False
 
+    @property
+    def compares(self) -> bool:
+        """Whether a rollout's reward depends on its siblings."""
+        return False
+
+    @property
+    def averages(self) -> bool:
+        """Whether it is a mean over the continuation tokens, of which rounding is known."""
+        return False
+
     def replicas(self, centred: bool) -> frozenset[str]:
         """Of "ema" and "frozen", the copies of the policy that it needs. ``centred``: see `Kit`."""
         return frozenset()

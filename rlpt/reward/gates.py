@@ -33,6 +33,17 @@ class FormatGate(Strict):
     def __call__(self, reward_PG: Values, groups: Sequence[Group]) -> Values:
         return np.where(_each(groups, self.well_formed), reward_PG, self.value)
 
+    def refuse_unfit(self, most_thought: int, most_prediction: int) -> None:
+        """Raises ValueError where no rollout could be well formed; both in tokens."""
+        for what, least, most in (
+            ("thought", self.min_thought_tokens, most_thought),
+            ("prediction", self.min_prediction_tokens, most_prediction),
+        ):
+            if least > most:
+                raise ValueError(
+                    f"gates, format: min_{what}_tokens = {least}, and a {what} has {most} at most; lower it"
+                )
+
     def well_formed(self, rollout: Rollout) -> bool:
         return (
             (rollout.finish == "closer" or not self.closed)

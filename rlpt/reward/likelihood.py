@@ -76,13 +76,18 @@ class LikelihoodReward(RewardBase):
     def signed(self) -> bool:
         if self.shapes:
             last = self.shapes[-1]
-            unsigned = last.kind == "rank" or (last.kind == "relu" and last.threshold >= 0)
+            unsigned = last.kind in ("rank", "relu")
             return not (unsigned or (last.kind == "buckets" and min(last.values) >= 0))
-        return (
-            self.aggregate
-            not in ("product", "mean_probability", "geometric_mean", "hardness_weighted")
-            or self.baseline != "none"
-        )
+        probability = self.aggregate in ("product", "mean_probability", "geometric_mean")
+        return not probability or self.baseline != "none"
+
+    @property
+    def compares(self) -> bool:
+        return self.aggregate == "log_mean_exp" or any(s.kind == "rank" for s in self.shapes)
+
+    @property
+    def averages(self) -> bool:
+        return self.aggregate in ("mean", "mean_probability", "geometric_mean")
 
     def cancels(self, centred: bool) -> bool:
         """Whether the baseline adds a number per prompt that drops out of the advantages; it is then skipped."""

@@ -10,20 +10,20 @@ import transformers
 
 from rlpt import dist
 from rlpt.config import PromptConfig, ThoughtConfig
-from rlpt.credit import Credit
+from rlpt.credit import Credit, Credited
 from rlpt.optim import adamw
 from rlpt.policy.load import Blueprint, local, named_full_tensors
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 from rlpt.prompts import prompt_stream, prompts_of, trunk
-from rlpt.reference import action_scorer
+from rlpt.reference import action_logps, action_scorer
 from rlpt.reward.base import Kit, Rewarded
-from rlpt.rl_update import _Update, rl_step
+from rlpt.rl_update import _Update, rl_score, rl_step
 from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.stages import RLStage
-from rlpt.types import Group, concat
+from rlpt.types import Group, Rollout, concat
 from rlpt.update import Learner
 from rlpt_data.shards import ShardFolder
 
@@ -168,7 +168,7 @@ def test_both_arrangements_give_the_same_update_with_every_term(
     start = {name: tensor.clone() for name, tensor in start.items()}
     for how in ("training_forward", "separate_pass"):
         rl = stage(
-            **TERMS["jepo"], gates=({"kind": "mask_truncated"},), update={"score_with": how},
+            **TERMS["verifree"], gates=({"kind": "mask_truncated"},), update={"score_with": how},
             kl={"reference": "frozen", "weight": 0.1, "estimator": "k2"}, optimizer={"eps": 1e-4},
         )  # fmt: skip
         from rlpt.policy.load import fill
@@ -185,13 +185,21 @@ def test_both_arrangements_give_the_same_update_with_every_term(
         assert torch.linalg.vector_norm(tensor - found[1][name]) <= 1e-6 * tensor.norm(), name
 
 
+MASKED = {
+    "policy": {"objective": {"mask": "none", "aggregate": "sequence"}},
+    "gold": {"objective": {"mask": "none", "aggregate": "prompt", "gold_weight": 0.5}},
+    "probability": TERMS["verifree"],
+    "kl": TERMS["kl_k3"],
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
 def test_masked_rollouts_leave_no_trace(
-    policy: Policy, other_policy: Policy, plan: Blueprint, groups: list[Group], world: dist.World
-) -> None:
+    name: str, policy: Policy, other_policy: Policy, plan: Blueprint, groups: list[Group],
+    world: dist.World,
+) -> None:  # fmt: skip
     """A group in which one thought is truncated gives the gradient of the group without it."""
-    rl = stage(
-        gates=({"kind": "mask_truncated"},), objective={"mask": "none", "aggregate": "sequence"}
-    )
+    rl = stage(**MASKED[name], gates=({"kind": "mask_truncated"},))
     first, *others = groups[0].rollouts
     rest = tuple(replace(r, finish="closer") for r in others)
     whole = Group(groups[0].prompt, (replace(first, finish="budget"), *rest))
@@ -206,6 +214,58 @@ def test_masked_rollouts_leave_no_trace(
         gradients.append(
             {n: local(p.grad).clone() for n, p in policy.named_parameters() if p.grad is not None}
         )
-    for name, value in gradients[0].items():
-        error = torch.linalg.vector_norm(value - gradients[1][name])
-        assert error <= 1e-5 * torch.linalg.vector_norm(value) + 1e-9, name
+    for key, value in gradients[0].items():
+        error = torch.linalg.vector_norm(value - gradients[1][key])
+        assert error <= 1e-5 * torch.linalg.vector_norm(value) + 1e-9, key
+
+
+def noisy(rollout: Rollout, draw: np.random.Generator) -> Rollout:
+    noise = draw.normal(0, 0.8, len(rollout.logp)).astype(np.float32)
+    return replace(rollout, logp=rollout.logp + noise)
+
+
+def test_masked_rollouts_have_no_part_in_the_second_moment(
+    policy: Policy, other_policy: Policy, plan: Blueprint, groups: list[Group], world: dist.World
+) -> None:
+    """M2PO's threshold over a step with truncated thoughts is that of the step without them."""
+    draw = np.random.default_rng(0)
+    rl = stage(objective={"mask": "m2", "m2_limit": 0.4})
+    learner = learner_of(policy, plan, world, other_policy)
+    moved = [Group(g.prompt, tuple(noisy(r, draw) for r in g.rollouts)) for g in groups]
+    weight_PG = np.ones((len(groups), SIZE))
+    weight_PG[:, 1] = 0.0
+    advantage_PG = draw.normal(size=weight_PG.shape) * weight_PG
+    update = _Update(learner, moved, rl, Credit(rl, world, 0, step=0), 0)
+    found = update._threshold(Credited(advantage_PG, weight_PG))
+    rest = [Group(g.prompt, (g.rollouts[0], *g.rollouts[2:])) for g in moved]
+    update = _Update(learner, rest, rl, Credit(rl, world, 0, step=0), 0)
+    kept = [0, 2, 3]
+    assert 0.0 < found < np.inf
+    assert found == pytest.approx(
+        update._threshold(Credited(advantage_PG[:, kept], weight_PG[:, kept])), rel=1e-4
+    )
+
+
+def test_what_would_have_been_learned_from_knows_the_distance_to_the_reference(
+    policy: Policy, other_policy: Policy, plan: Blueprint, groups: list[Group], world: dist.World
+) -> None:
+    """With KL in the reward, a run that does not train writes the advantages of one that does."""
+    rl = stage(
+        kl={"reference": "frozen", "weight": 0.2, "estimator": "k1", "placement": "reward"},
+        advantage={"min_std": 1e-3},
+    )
+    learner, markers = learner_of(policy, plan, world, other_policy), plan.vocabulary.markers
+    kit = Kit({"policy": Scorer(policy, markers.ids, world, 600)}, markers, rl.cancels_baselines)
+    scored = rl_score(learner, groups, rl.built(kit), rl, 0, 0)
+    trained = rl_step(learner, groups, rl.built(kit), rl, 0, 0)
+    assert scored.advantage_PG is not None
+    assert trained.advantage_PG is not None
+    assert learner.reference is not None
+    np.testing.assert_allclose(scored.advantage_PG, trained.advantage_PG, atol=1e-5)
+    assert scored.rewarded is not None
+    without_PG = Credit(rl, world, 0, step=0).advantages(scored.rewarded.reward_PG)
+    assert np.abs(scored.advantage_PG - without_PG).max() > 0.01
+    ours = [r.logp[r.action].sum() for g in groups for r in g.rollouts]
+    theirs = action_logps(learner.reference, groups)
+    by_hand = [0.2 * (own - logp.sum()) for own, logp in zip(ours, theirs, strict=True)]
+    assert trained.sums["reward/kl"][0] == pytest.approx(-sum(by_hand), rel=1e-4)
