@@ -18,7 +18,8 @@ METHOD_KEYS = (
     *("reward", "gates", "reward_control", "advantage", "objective", "kl", "reference_every"),
     "ema_decay",
 )
-"""Of a stage: what makes the method."""
+"""Of a stage: what makes the method. Which prompts are asked for and how much is sampled stays the base run's:
+`sampling` and `difficulty` ask for others, a `curriculum` chooses cuts, and a `budget` is of the paper's size."""
 
 
 class Arm(Strict):

@@ -1,8 +1,10 @@
-"""What changes in the course of a stage, as configurations: budgets, and which prompts are asked for again."""
+"""What changes in the course of a stage, as configurations: budgets, tiers of cuts, what is asked for again."""
 
 import math
 from typing import Annotated, Literal
 
+import numpy as np
+from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from rlpt_data.strict import Strict
@@ -30,6 +32,40 @@ class DecayingBudget(Strict):
     def at(self, step: int, steps: int) -> int:
         """Of the step after ``step`` of ``steps``."""
         return max(self.least, math.floor(self.start * self.gamma ** (step / steps)))
+
+
+class EntropyCurriculum(Strict):
+    """Easy cuts first: a sample's cuts are of one tier of annotated entropy, drawn from a mix that moves with the stage
+    (RMT, arXiv 2509.24375).
+
+    The mix is linear in t, the part of the stage that is over, between easy alone at 0, easy and medium by halves at
+    the first transition, medium and hard by halves at the second, and hard alone at 1. The transitions are the
+    paper's, the shares at them ours.
+    """
+
+    tiers: tuple[float, float, float] = (0.5, 1.0, 1.5)
+    """Nats: least entropy of easy, medium and hard cuts; each tier ends where the next begins (RPT's splits)."""
+    transitions: tuple[float, float] = (0.3, 0.7)
+
+    @model_validator(mode="after")
+    def _increases(self) -> "EntropyCurriculum":
+        easy, medium, hard = self.tiers
+        if not 0.0 <= easy < medium < hard:
+            raise ValueError(
+                f"curriculum.tiers = {list(self.tiers)}: give three increasing entropies"
+            )
+        if not 0.0 < self.transitions[0] < self.transitions[1] < 1.0:
+            raise ValueError(
+                f"curriculum.transitions = {list(self.transitions)}: give two increasing parts of the stage, "
+                "between 0 and 1"
+            )
+        return self
+
+    def mix(self, t: float) -> Float[np.ndarray, " 3"]:
+        """Shares of easy, medium and hard; they add up to 1."""
+        knots = (0.0, *self.transitions, 1.0)
+        shares = ((1.0, 0.5, 0.0, 0.0), (0.0, 0.5, 0.5, 0.0), (0.0, 0.0, 0.5, 1.0))
+        return np.array([np.interp(t, knots, share) for share in shares])
 
 
 class DynamicSampling(Strict):

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int64
 from rlpt.config import DataConfig, RunConfig
 from rlpt.prompts import Samples, Stream, prompt_stream, window_stream
 from rlpt.stages import NextTokenStage, Stage
+from rlpt.tiers import TieredSamples, all_tiers
 from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.shards import SPLITS, Counts, Document, Manifest, ShardFolder, Split
 from rlpt_data.strict import UserError
@@ -265,7 +266,20 @@ def _total(counts: Sequence[Counts]) -> Counts:
 
 def stage_stream(shards: ShardFolder, cfg: RunConfig, stage: Stage) -> Samples:
     """The order of a stage. Every folder of a mixture is permuted by its own hash, whatever it is mixed with."""
-    query = None if isinstance(stage, NextTokenStage) else cfg.data.cuts
+    if isinstance(stage, NextTokenStage):
+        return _samples(shards, cfg, stage, None)
+    if stage.curriculum is None:
+        return _samples(shards, cfg, stage, cfg.data.cuts)
+    query = all_tiers(cfg.data.cuts or AnnotatedCuts(), stage.curriculum, stage.name)
+    samples = _samples(shards, cfg, stage, query)
+    # A document that is trained several times takes the place of fresh ones.
+    per_step = stage.documents_per_step // cfg.rollout.max_reuse
+    return TieredSamples(samples, stage, cfg.prompts, cfg.seed, max(1, per_step))
+
+
+def _samples(
+    shards: ShardFolder, cfg: RunConfig, stage: Stage, query: AnnotatedCuts | None
+) -> Samples:
     if not isinstance(shards, Mixture):
         return _stream(shards.split("train", query), cfg, stage, stage.name)
     purposes = [f"{stage.name}/{folder.manifest.hash}" for folder in shards.folders]

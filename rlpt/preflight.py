@@ -3,6 +3,7 @@ refused before any training.
 """
 
 from pathlib import Path
+from typing import Any
 
 from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
@@ -74,6 +75,21 @@ def _check_saved(cfg: RunConfig, saved: Path) -> None:
             raise UserError(
                 f"rollout.saved = {saved}: was sampled with {name} = {theirs.get(name)}, this run has {mine[name]}"
             )
+    if _pace(theirs) != _pace(mine):
+        raise UserError(
+            f"rollout.saved = {saved}: its curriculum gave other cuts; use that run's data.cuts and its stages' name, "
+            "curriculum, steps and documents_per_step, and groups of a run with rollout.max_reuse = 1"
+        )
+
+
+def _pace(table: dict[str, Any]) -> list[Any]:
+    """What the cuts of a run's curricula hang on."""
+    keys = ("name", "curriculum", "steps", "documents_per_step")
+    return [
+        (table["data"].get("cuts"), table["rollout"]["max_reuse"], *(stage[key] for key in keys))
+        for stage in table["stage"]
+        if stage.get("curriculum")
+    ]
 
 
 def _check_one_forward(cfg: RunConfig, stage: RLStage, world: dist.World, layout: Layout) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int, Integer
 
 from rlpt import dist, rng
 from rlpt.config import PromptConfig
-from rlpt.types import Markers, Prompt, Trunk, concat
+from rlpt.types import Markers, Prompt, Sums, Trunk, concat
 from rlpt_data.shards import CUT_KINDS, Document, Split
 from rlpt_data.strict import UserError
 
@@ -59,6 +59,10 @@ class Samples:
 
     def shares(self, _position: int) -> dict[str, float]:
         """Of every source among the samples before a position; nothing where there is one source."""
+        return {}
+
+    def sums(self, _positions: Sequence[int]) -> Sums:
+        """Of the samples of a step, for its metrics."""
         return {}
 
 

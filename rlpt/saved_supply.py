@@ -63,9 +63,10 @@ class SavedSupply:
         self.next += self.stage.documents_per_step
         groups = [group for lot in lots for group in lot.groups or ()]
         positions = [lot.position for lot in lots]
+        sums = self.stream.sums(positions)
         if not self.own:
-            return Batch(positions, [foreign(group) for group in groups], {}, lots)
-        return Batch(positions, groups, ages(groups, step), lots)
+            return Batch(positions, [foreign(group) for group in groups], sums, lots)
+        return Batch(positions, groups, ages(groups, step) | sums, lots)
 
     def _check(self, rows: Sequence[Row], path: Path) -> None:
         sizes = {len(group["rollouts"]) for row in rows for group in row["groups"] or ()}

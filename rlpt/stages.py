@@ -4,7 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlpt.curriculum import DecayingBudget, DifficultyWindow, DynamicSampling
+from rlpt.curriculum import (
+    DecayingBudget,
+    DifficultyWindow,
+    DynamicSampling,
+    EntropyCurriculum,
+)
 from rlpt.reward.base import Kit, Reward
 from rlpt.reward.gates import Gate, Gated
 from rlpt.reward.likelihood import LikelihoodReward
@@ -165,6 +170,8 @@ class RLStage(StageBase):
     update: UpdateConfig = UpdateConfig()
     budget: DecayingBudget | None = None
     """Longest thought step by step; None: `thought.budget_tokens` in all."""
+    curriculum: EntropyCurriculum | None = None
+    """Tiers of the cuts, step by step, from annotations (`rlpt data annotate`); None: all cuts alike."""
     sampling: DynamicSampling | None = None
     """Which groups are sampled again; None: none."""
     difficulty: DifficultyWindow | None = None

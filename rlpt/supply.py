@@ -90,8 +90,9 @@ class Supply:
             "replay/share": (float(len(again)), float(len(lots))),
             "time/wait": (time.perf_counter() - started, 1.0),
         }
-        sums |= self.pool.sums() | screened
-        return Batch([lot.position for lot in lots], groups, sums, lots)
+        positions = [lot.position for lot in lots]
+        sums |= self.pool.sums() | screened | self.stream.sums(positions)
+        return Batch(positions, groups, sums, lots)
 
     def _begin(self, stage_step: int) -> None:
         """What is asked for after so many steps of the stage."""

@@ -32,6 +32,10 @@ class AnnotatedSplit(Split):
         rows = [row for e in entries for row in annotations.read(found / e.path)]
         self._check_same_documents(rows)
         self._cuts = self._selected(rows)
+        self._entropies = [
+            annotations.ahead(row.entropy, query.horizon)[cuts]
+            for row, cuts in zip(rows, self._cuts, strict=True)
+        ]
         if not sum(map(len, self._cuts)):
             raise UserError(
                 f"{found}: the query selects no position of split {name}; widen its bounds"
@@ -40,7 +44,12 @@ class AnnotatedSplit(Split):
     def __getitem__(self, index: int) -> Document:
         cuts = self._cuts[index]
         kinds = np.full(len(cuts), KIND, np.uint8)
-        return replace(super().__getitem__(index), cuts=cuts.astype(np.uint32), cut_kinds=kinds)
+        return replace(
+            super().__getitem__(index),
+            cuts=cuts.astype(np.uint32),
+            cut_kinds=kinds,
+            cut_entropy=self._entropies[index],
+        )
 
     @functools.cached_property
     def num_cuts(self) -> np.ndarray:

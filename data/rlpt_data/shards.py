@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64, UInt8, UInt32
+from jaxtyping import Float32, Int64, UInt8, UInt32
 
 from rlpt_data.columns import Columns
 from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, digest_file, read_manifest
@@ -92,6 +92,8 @@ class Document:
     thoughts: tuple[Thought, ...] = ()
     target_spans: tuple[tuple[int, int], ...] | None = None
     """Token spans [start, stop) the next-token stage trains on; None: every token."""
+    cut_entropy: Float32[np.ndarray, " K"] | None = None
+    """Nats, of annotated cuts: the proxy's, over the horizon of the query; None: of other cuts."""
 
     @property
     def num_tokens(self) -> int:
