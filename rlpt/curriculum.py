@@ -40,7 +40,7 @@ class EntropyCurriculum(Strict):
 
     The mix is linear in t, the part of the stage that is over, between easy alone at 0, easy and medium by halves at
     the first transition, medium and hard by halves at the second, and hard alone at 1. The transitions are the
-    paper's, the shares at them ours.
+    paper's, the shares at them ours. t goes by samples: those that `sampling` or `difficulty` pass over hurry it.
     """
 
     tiers: tuple[float, float, float] = (0.5, 1.0, 1.5)
