@@ -108,3 +108,9 @@ def test_shards_are_not_written_to_a_url(tmp_path: Path) -> None:
     config = configured(tmp_path).model_copy(update={"out": Path("s3://bucket/out")})
     with pytest.raises(UserError, match=r"^s3:/bucket/out: shards are written to this machine"):
         prepare(config, progress=False)
+
+
+def test_a_kind_of_stage_stands_once(tmp_path: Path) -> None:
+    table = configured(tmp_path).model_dump(mode="json") | {"stages": [{"kind": "pii"}] * 2}
+    with pytest.raises(UserError, match=r"a kind of \[\[stages\]\] stands once; got pii, pii"):
+        parse(PrepareConfig, {k: v for k, v in table.items() if v is not None}, "test")
