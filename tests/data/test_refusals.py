@@ -82,7 +82,9 @@ def test_shards_of_another_recipe_are_read_and_not_replaced_unasked(tmp_path: Pa
     manifest = prepare(config, progress=False)
     old = manifest.model_copy(update={"config": {**manifest.config, "recipe": 2}})
     (config.out / "manifest.json").write_text(json.dumps(old.to_json()))
-    with pytest.raises(UserError, match=r"of another version, .* \(recipe 2, now 3\); use them as"):
+    with pytest.raises(
+        UserError, match=r"of another version; this .* \(recipe 2, now 3\); use them as"
+    ):
         prepare(config, progress=False)
     assert len(ShardFolder.open(config.out).split("train")) == manifest.counts["train"].documents
     assert prepare(config, overwrite=True, progress=False) == manifest
