@@ -11,7 +11,7 @@ import pytest
 from rlpt_data.manifest import read_manifest
 from rlpt_data.mixing import parts_of
 from rlpt_data.plan import make_plan
-from rlpt_data.prepare import PrepareConfig, prepare
+from rlpt_data.prepare import PrepareConfig, inspect, prepare
 from rlpt_data.shards import SPLITS, ShardFolder, verify_folder
 from rlpt_data.sources.jsonl import JsonlConfig, units
 from rlpt_data.sources.units import Unit
@@ -39,10 +39,6 @@ def configured(tmp_path: Path, *more: str) -> PrepareConfig:
     return parse(PrepareConfig, table, "test")
 
 
-def samples(out: Path, reason: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (out / f"dropped/{reason}.jsonl").read_text().splitlines()]
-
-
 def test_a_record_that_no_file_can_hold_costs_itself(tmp_path: Path) -> None:
     config = configured(
         tmp_path,
@@ -50,17 +46,21 @@ def test_a_record_that_no_file_can_hold_costs_itself(tmp_path: Path) -> None:
         '{"text": "in the URL", "url": "https://\\ud800.org"}',
         '{"\\ud800 in the name of a field": 1}',
         '"\\ud800 in what is no object"',
+        json.dumps({"text": "One\u2028two\x85three.", "url": "https://short.org"}),
     )
     manifest = prepare(config, progress=False)
     verify_folder(config.out)
-    assert manifest.drops == {"no_text": 1, "not_an_object": 1, "not_unicode": 2}
+    assert manifest.drops == {"no_text": 1, "not_an_object": 1, "not_unicode": 2, "no_cut": 1}
     assert sum(manifest.counts[name].documents for name in SPLITS) == 60
-    places = {row["where"] for row in samples(config.out, "not_unicode")}
+    drops = inspect(config.out)["drops"]
+    found = {reason: drop["samples"] for reason, drop in drops.items()}
+    places = {row["where"] for row in found["not_unicode"]}
     assert "https://?.org" in places
     # The other has no URL: its id stands for it.
     (other,) = places - {"https://?.org"}
     assert len(bytes.fromhex(other)) == 16
-    assert samples(config.out, "not_an_object")[0]["detail"] == "? in what is no object"
+    assert found["not_an_object"][0]["detail"] == "? in what is no object"
+    assert found["no_cut"][0]["detail"] == "One\u2028two\x85three."
 
 
 def test_whoever_waited_for_a_lock_that_was_taken_away_is_refused(tmp_path: Path) -> None:
