@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.filters import drop
@@ -44,6 +44,14 @@ class IndexConfig(Strict):
     out: Path
     """The .npz file to write."""
     sets: tuple[EvaluationSet, ...] = Field(min_length=1)
+
+    @field_validator("sets", mode="after")
+    @classmethod
+    def _by_different_names(cls, given: tuple[EvaluationSet, ...]) -> tuple[EvaluationSet, ...]:
+        names = [each.name for each in given]
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of [[sets]] must differ; got {', '.join(names)}")
+        return given
 
 
 class DecontaminateConfig(Strict):
@@ -229,6 +237,7 @@ def _items(chosen: EvaluationSet) -> Iterator[tuple[str, str]]:
 
 
 def _rows(chosen: EvaluationSet) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from rlpt_data.sources import files
@@ -236,10 +245,23 @@ def _rows(chosen: EvaluationSet) -> Iterator[dict[str, Any]]:
     if not chosen.path.is_file():
         raise UserError(f"[sets] path = {chosen.path}: no such file; correct the path")
     if chosen.path.suffix == ".parquet":
-        yield from pq.read_table(chosen.path, columns=list(chosen.fields)).to_pylist()
+        try:
+            yield from pq.read_table(chosen.path).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{chosen.path}: {error}; an index needs every item") from error
         return
     for item in files.lines(chosen.path):
         if isinstance(item, Drop):
             raise UserError(f"{item.where}: {item.detail}; an index needs every item")
         if item[1].strip():
-            yield json.loads(item[1])
+            yield _object(item[1], f"{chosen.path}:{item[0]}")
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; an index needs every item") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: no JSON object; an index needs every item")
+    return row

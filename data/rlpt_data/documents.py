@@ -6,6 +6,9 @@ only after the tokenizer, in ``rlpt_data.shards``.
 
 from dataclasses import dataclass
 
+MAX_TEXT = 64 << 20
+"""A longer text is no document, in bytes."""
+
 
 @dataclass(frozen=True)
 class SourceThought:

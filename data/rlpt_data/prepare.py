@@ -88,6 +88,9 @@ class PrepareConfig(Strict):
     def _one_form(self) -> "PrepareConfig":
         if (self.source is None) == (not self.sources):
             raise ValueError("give exactly one of [source] and [[sources]] (name, weight, source)")
+        kinds = [stage.kind for stage in self.stages]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"a kind of [[stages]] stands once; got {', '.join(kinds)}")
         names = self.weights.keys()
         if len(names) < len(self.sources):
             raise ValueError(f"names of [[sources]] must differ; got {', '.join(names)} repeatedly")

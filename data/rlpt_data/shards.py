@@ -291,8 +291,9 @@ def verify_folder(path: Path, index: Path | None = None) -> dict[str, Any]:
 
 def read_drop_samples(folder: ShardFolder, reason: str) -> list[dict[str, str]]:
     """Samples of what was left out for ``reason``: where and detail."""
-    path = folder.local(f"dropped/{reason}.jsonl")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # Lines of bytes: in a text U+2028 and U+0085 end one, too.
+    lines = folder.local(f"dropped/{reason}.jsonl").read_bytes().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _check_size(folder: Path, entry: FileEntry) -> None:

@@ -48,7 +48,7 @@ def present_shards(out: Path, plan: Plan, overwrite: bool) -> Manifest | None:
     then, now = found.config.get("recipe"), plan.config["recipe"]
     if then is not None and then != now:
         raise UserError(
-            f"{out}: shards of another version, from which this one's differ (recipe {then}, now "
+            f"{out}: shards of another version; this one would write others (recipe {then}, now "
             f"{now}); use them as they are, or give --overwrite or another out"
         )
     if change:

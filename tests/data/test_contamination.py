@@ -18,7 +18,7 @@ from rlpt_data.manifest import read_manifest
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import ShardFolder, verify_folder
 from rlpt_data.sources import files
-from rlpt_data.strict import UserError
+from rlpt_data.strict import UserError, parse
 
 ITEM = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 OTHER = "a b c d e f g h i j k l m n o p q r s t"
@@ -51,6 +51,31 @@ def test_each_rule_finds_what_it_should_and_no_more(text: str, rule: str | None)
         assert hit.rule.startswith(rule)
         assert hit.item == ("s#2" if rule.startswith("all") else "s#1")
         assert hit.words in text.lower().replace(",", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("a.jsonl", b'{"q": "x"}\n{"q": \n', r"a\.jsonl:2: Expecting value.*; an index needs"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl:1: no JSON object; an index needs every item"),
+        ("a.parquet", b"PAR1", r"a\.parquet: .*; an index needs every item"),
+    ],
+    ids=["json", "list", "parquet"],
+)
+def test_a_set_that_cannot_be_read_whole_is_one_line(
+    tmp_path: Path, name: str, data: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    chosen = EvaluationSet(name="s", path=tmp_path / name, fields=("q",))
+    with pytest.raises(UserError, match=told):
+        build_index(IndexConfig(out=tmp_path / "i.npz", sets=(chosen,)))
+    assert not (tmp_path / "i.npz").exists()
+
+
+def test_sets_of_one_name_are_refused() -> None:
+    table = {"name": "s", "path": "a.jsonl", "fields": ["q"]}
+    with pytest.raises(UserError, match=r"names of \[\[sets\]\] must differ; got s, s"):
+        parse(IndexConfig, {"out": "i.npz", "sets": [table, table]}, "sets.toml")
 
 
 def test_a_run_that_two_items_share_counts_for_both() -> None:

@@ -67,7 +67,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pages.jsonl").write_text("\n".join(json.dumps(row) for row in rows()))
     lines = [json.dumps({"q": question}) for question in (*QUESTIONS, "Nobody says this sentence")]
     (folder / "quiz.jsonl").write_text("\n".join(lines))
-    chosen = EvaluationSet(name="quiz", path=folder / "quiz.jsonl", fields=("q",))
+    chosen = EvaluationSet(name="quiz by two", path=folder / "quiz.jsonl", fields=("q",))
     build_index(IndexConfig(out=folder / "index.npz", sets=(chosen,)))
     table = {
         "out": str(folder / "shards"),
@@ -134,14 +134,14 @@ def test_the_funnel_counts_what_each_stage_took(shards: Path, page: Page) -> Non
 def test_every_evaluation_item_of_a_document_is_in_the_report(shards: Path, page: Page) -> None:
     found = figures.contamination(ShardFolder.open(shards))
     # The third item has four words: too short to be looked for.
-    assert found["sets"] == [("quiz", 3, 2)]
+    assert found["sets"] == [("quiz by two", 3, 2)]
     assert [(hit["item"], hit["rule"]) for hit in found["hits"]] == [
-        ("quiz#0", "13 words"),
-        ("quiz#1", "13 words"),
+        ("quiz by two#0", "13 words"),
+        ("quiz by two#1", "13 words"),
     ]
     assert {hit["where"] for hit in found["hits"]} == {"https://b.example/17?<b>"}
     assert "1 documents held evaluation items" in page.text
-    assert "https://b.example/17?<b> quiz#1 13 words which of the seven wonders" in page.text
+    assert "https://b.example/17?<b> quiz by two#1 13 words which of the seven wonders" in page.text
 
 
 def test_lengths_fall_into_powers_of_two(shards: Path) -> None:

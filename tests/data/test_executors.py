@@ -134,6 +134,7 @@ def test_local_tasks_write_the_bytes_of_our_own_workers(
     assert prepared("local", QUICK | {"kind": "local"}) == prepared("workers")
 
 
+@pytest.mark.slow
 def test_slurm_tasks_write_the_bytes_of_our_own_workers(
     prepared: Callable[..., dict[str, str]], cluster: Path
 ) -> None:
@@ -151,7 +152,7 @@ def test_ray_tasks_write_the_bytes_of_our_own_workers(
     assert prepared("ray", executor) == prepared("workers for ray")
 
 
-@pytest.mark.parametrize("kind", ["local", "slurm"])
+@pytest.mark.parametrize("kind", [pytest.param("local", marks=pytest.mark.slow), "slurm"])
 def test_a_killed_task_is_launched_again_and_a_job_that_kills_twice_is_a_failure(
     kind: str, cluster: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rlpt_data.manifest import read_manifest
 from rlpt_data.mixing import parts_of
 from rlpt_data.plan import make_plan
-from rlpt_data.prepare import PrepareConfig, prepare
+from rlpt_data.prepare import PrepareConfig, inspect, prepare
 from rlpt_data.shards import SPLITS, ShardFolder, verify_folder
 from rlpt_data.sources.jsonl import JsonlConfig, units
 from rlpt_data.sources.units import Unit
@@ -39,10 +39,6 @@ def configured(tmp_path: Path, *more: str) -> PrepareConfig:
     return parse(PrepareConfig, table, "test")
 
 
-def samples(out: Path, reason: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (out / f"dropped/{reason}.jsonl").read_text().splitlines()]
-
-
 def test_a_record_that_no_file_can_hold_costs_itself(tmp_path: Path) -> None:
     config = configured(
         tmp_path,
@@ -50,17 +46,21 @@ def test_a_record_that_no_file_can_hold_costs_itself(tmp_path: Path) -> None:
         '{"text": "in the URL", "url": "https://\\ud800.org"}',
         '{"\\ud800 in the name of a field": 1}',
         '"\\ud800 in what is no object"',
+        json.dumps({"text": "One\u2028two\x85three.", "url": "https://short.org"}),
     )
     manifest = prepare(config, progress=False)
     verify_folder(config.out)
-    assert manifest.drops == {"no_text": 1, "not_an_object": 1, "not_unicode": 2}
+    assert manifest.drops == {"no_text": 1, "not_an_object": 1, "not_unicode": 2, "no_cut": 1}
     assert sum(manifest.counts[name].documents for name in SPLITS) == 60
-    places = {row["where"] for row in samples(config.out, "not_unicode")}
+    drops = inspect(config.out)["drops"]
+    found = {reason: drop["samples"] for reason, drop in drops.items()}
+    places = {row["where"] for row in found["not_unicode"]}
     assert "https://?.org" in places
     # The other has no URL: its id stands for it.
     (other,) = places - {"https://?.org"}
     assert len(bytes.fromhex(other)) == 16
-    assert samples(config.out, "not_an_object")[0]["detail"] == "? in what is no object"
+    assert found["not_an_object"][0]["detail"] == "? in what is no object"
+    assert found["no_cut"][0]["detail"] == "One\u2028two\x85three."
 
 
 def test_whoever_waited_for_a_lock_that_was_taken_away_is_refused(tmp_path: Path) -> None:
@@ -82,7 +82,9 @@ def test_shards_of_another_recipe_are_read_and_not_replaced_unasked(tmp_path: Pa
     manifest = prepare(config, progress=False)
     old = manifest.model_copy(update={"config": {**manifest.config, "recipe": 2}})
     (config.out / "manifest.json").write_text(json.dumps(old.to_json()))
-    with pytest.raises(UserError, match=r"of another version, .* \(recipe 2, now 3\); use them as"):
+    with pytest.raises(
+        UserError, match=r"of another version; this .* \(recipe 2, now 3\); use them as"
+    ):
         prepare(config, progress=False)
     assert len(ShardFolder.open(config.out).split("train")) == manifest.counts["train"].documents
     assert prepare(config, overwrite=True, progress=False) == manifest
@@ -108,3 +110,9 @@ def test_shards_are_not_written_to_a_url(tmp_path: Path) -> None:
     config = configured(tmp_path).model_copy(update={"out": Path("s3://bucket/out")})
     with pytest.raises(UserError, match=r"^s3:/bucket/out: shards are written to this machine"):
         prepare(config, progress=False)
+
+
+def test_a_kind_of_stage_stands_once(tmp_path: Path) -> None:
+    table = configured(tmp_path).model_dump(mode="json") | {"stages": [{"kind": "pii"}] * 2}
+    with pytest.raises(UserError, match=r"a kind of \[\[stages\]\] stands once; got pii, pii"):
+        parse(PrepareConfig, {k: v for k, v in table.items() if v is not None}, "test")

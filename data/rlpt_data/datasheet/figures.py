@@ -127,9 +127,12 @@ def _hits(rows: list[dict[str, str]]) -> Iterator[dict[str, str]]:
     """A line of a detail is one hit: item by rule: words."""
     for row in rows:
         for line in row["detail"].splitlines():
-            item, _, rest = line.partition(" by ")
+            # Words hold no punctuation, rules no number sign; the name of a set may hold anything.
+            name, _, rest = line.rpartition("#")
+            number, _, rest = rest.partition(" by ")
             rule, _, words = rest.partition(": ")
-            yield {"where": row["where"], "item": item, "rule": rule, "words": words}
+            found = {"item": f"{name}#{number}", "rule": rule, "words": words}
+            yield {"where": row["where"]} | found
 
 
 def _benchmark(item: str) -> str:

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rlpt_data.documents import Drop
+from rlpt_data.documents import MAX_TEXT, Drop
 from rlpt_data.manifest import digest, digest_file
 from rlpt_data.strict import UserError
-
-MAX_LINE = 64 << 20
-"""A longer record is no document."""
 
 
 def input_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -50,7 +47,7 @@ def open_bytes(path: Path) -> io.BufferedReader:
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"))  # pyright: ignore
 
 
-def lines(path: Path, max_bytes: int = MAX_LINE) -> Iterator[tuple[int, bytes] | Drop]:
+def lines(path: Path, max_bytes: int = MAX_TEXT) -> Iterator[tuple[int, bytes] | Drop]:
     """Numbered lines of a file, from 1; a file damaged half way ends in a drop.
 
     A longer line is a drop and is passed over in pieces: memory does not grow with it.

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.documents import MAX_TEXT, Drop, SourceDocument
 from rlpt_data.provenance import Source
 from rlpt_data.sources import files
 
@@ -27,6 +27,10 @@ def documents(config: FolderConfig) -> Iterator[SourceDocument | Drop]:
     for path in files.input_files(config.path, config.suffixes):
         name = path.relative_to(root).as_posix()
         domain = name.split("/")[0] if "/" in name else None
+        size = path.stat().st_size
+        if config.piece_bytes is None and size > MAX_TEXT:
+            yield Drop("too_large", str(path), f"a file of {size} bytes; set piece_bytes")
+            continue
         try:
             text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
