@@ -71,9 +71,7 @@ def load(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
     return _validate(model, table, str(path), overrides)
 
 
-def parse(
-    model: type[M], table: dict[str, Any], where: str, overrides: Sequence[str] = ()
-) -> M:
+def parse(model: type[M], table: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> M:
     """Validate a table that was read from ``where``, with overrides as for `load`. Raises UserError."""
     changed = copy.deepcopy(table)
     for override in overrides:
