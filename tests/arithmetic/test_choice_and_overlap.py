@@ -109,6 +109,7 @@ def test_first_token_and_span_by_hand(prediction, first, span):
     assert first_token_match(prediction, gold) == first
     assert span_match(prediction, gold) == span
     assert first_token_match(prediction, [b"", *gold]) == first
+    assert first_token_match(b"x", [b"", b""]) == first_token_match(b"", [b""]) == 0.0
     assert first_token_match(b"x", [b""]) == span_match(b" ", [b" "]) == 0.0
 
 

@@ -1,5 +1,7 @@
 """Gates and length terms against hand numbers, and what advantages make of rollouts that are left out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,11 +43,42 @@ def test_an_empty_prediction_is_bad_form_where_one_is_asked_for():
     assert after(gate, [[1.0, 1.0]], groups).reward_PG.tolist() == [[1.0, 0.0]]
 
 
+def test_form_asks_for_what_it_says_and_no_more():
+    groups = [group(rollout(2), rollout(1), rollout(3, "budget"))]
+    open_too = FormatGate(kind="format", closed=False, min_thought_tokens=2)
+    assert after(open_too, [[1.0, 1.0, 1.0]], groups).reward_PG.tolist() == [[1.0, 0.0, 1.0]]
+    open_too.refuse_unfit(2, 0)
+    with pytest.raises(ValueError, match="min_thought_tokens = 2, and a thought has 1 at most"):
+        open_too.refuse_unfit(1, 0)
+
+
 def test_the_length_budget_is_a_triangle_with_its_top_at_the_budget():
     groups = [group(*(rollout(n) for n in (0, 2, 4, 6, 8, 11)))]
     gate = LengthBudget(kind="length_budget", tokens=4, weight=0.25)
     found = after(gate, [[1.0] * 6], groups).reward_PG[0]
     assert found == pytest.approx([0.75 + 0.25 * t for t in (0, 0.5, 1, 0.5, 0, 0)])
+
+
+def test_the_length_budget_may_be_the_one_that_thoughts_were_sampled_under():
+    groups = [replace(group(rollout(2), rollout(4)), budget=budget) for budget in (4, 2)]
+    gate = LengthBudget(kind="length_budget", tokens="budget", weight=1.0)
+    assert after(gate, [[1.0, 1.0]] * 2, groups).reward_PG.tolist() == [[0.5, 1.0], [1.0, 0.0]]
+
+
+def test_gates_leave_everything_else_as_it_was_and_log_what_they_changed():
+    groups = [group(rollout(3), rollout(9, "budget"), rollout(2))]
+    gold_PG, kept_PG = np.full((1, 3), -1.0), np.array([[True, True, False]])
+    before = Rewarded(np.ones((1, 3)), {"reward/x": (3.0, 3.0)}, kept_PG=kept_PG, gold_PG=gold_PG)
+    masks = TruncationMask(kind="mask_truncated")
+    for gates, kept in (((), [1, 1, 0]), ((masks,), [1, 0, 0])):
+        form = FormatGate(kind="format", value=-1.0)
+        found = gated(before, groups, (form, *gates))
+        assert found.kept_PG is not None
+        assert found.kept_PG.tolist() == [[bool(each) for each in kept]]
+        assert found.gold_PG is gold_PG
+        assert found.sums["reward/x"] == (3.0, 3.0)
+        assert found.sums["reward/format"] == (-2.0, 3.0)
+    assert gated(before, groups, ()) is before
 
 
 def test_soft_overlong_falls_over_the_cache_and_stops_at_minus_one():
