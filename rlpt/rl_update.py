@@ -128,7 +128,10 @@ class _Update:
         text = sum(len(at) for _, at in text_positions(self.groups, wanted))
         (self.text_count,) = dist.total([float(text)], self.learner.world)
         self.reference = Reference(self.learner, self.stage.kl, self.groups)
-        add(self.sums, self.reference.sums)
+        # Losses are sums over the step: every rank counts once, whatever its micro-batches.
+        kl, critic = self.stage.kl, self.stage.objective.critic
+        used = {"loss/kl": kl.weight and kl.placement == "loss", "loss/value": critic is not None}
+        add(self.sums, self.reference.sums | {name: (0.0, 1.0) for name in used if used[name]})
 
     def wanted(self, continuations: bool) -> Wanted:
         cfg = self.stage.objective

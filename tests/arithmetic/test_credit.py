@@ -89,6 +89,9 @@ def test_below_the_baseline_nothing_is_learned_from():
 def test_a_clip_holds_on_both_sides():
     found_PG = credit(advantage={"baseline": "group_mean", "clip": 1.5}).advantages(REWARD_PG)
     assert found_PG[0].tolist() == [-1.5, -1.0, 1.5]
+    # A micro-batch of a split step is clipped by itself.
+    part_PG = credit(advantage={"baseline": "group_mean", "clip": 1.5}).unscaled(REWARD_PG)
+    assert part_PG[0].tolist() == [-1.5, -1.0, 1.5]
 
 
 @pytest.mark.parametrize(

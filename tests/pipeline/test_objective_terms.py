@@ -24,7 +24,7 @@ from rlpt.rollout.engine import generate
 from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.stages import RLStage
 from rlpt.types import Group, Rollout, concat
-from rlpt.update import Learner
+from rlpt.update import Learner, reduced
 from rlpt_data.shards import ShardFolder
 
 CFG = PromptConfig(context_tokens=20, min_context_tokens=6, horizon_tokens=3, cuts_per_document=2)
@@ -269,3 +269,19 @@ def test_what_would_have_been_learned_from_knows_the_distance_to_the_reference(
     theirs = action_logps(learner.reference, groups)
     by_hand = [0.2 * (own - logp.sum()) for own, logp in zip(ours, theirs, strict=True)]
     assert trained.sums["reward/kl"][0] == pytest.approx(-sum(by_hand), rel=1e-4)
+
+
+def test_the_distance_is_logged_as_it_is_in_the_loss(
+    policy: Policy, other_policy: Policy, plan: Blueprint, groups: list[Group], world: dist.World
+) -> None:
+    """weight x mean of k3 over all actions, however the step is split."""
+    logged = []
+    for tokens in (60, 9999):
+        rl = stage(**TERMS["kl_k3"], micro_batch_tokens=tokens)
+        learner, markers = learner_of(policy, plan, world, other_policy), plan.vocabulary.markers
+        kit = Kit({"policy": Scorer(policy, markers.ids, world, 600)}, markers, centred=True)
+        update = _Update(learner, groups, rl, Credit(rl, world, 0, step=0), 0)
+        update.in_one_forward(rl.built(kit), update.parts(continuations=True))
+        logged.append(reduced(update.sums, update.extremes, world))
+    for found in logged:
+        assert found["loss/kl"] == pytest.approx(0.3 * found["kl/k3"], rel=1e-4)
