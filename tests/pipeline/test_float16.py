@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig, ThoughtConfig
-from rlpt.credit import Credit
+from rlpt.credit import Credit, Credited
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import local
@@ -46,8 +46,9 @@ def accumulated(learner: Learner, groups, size: float) -> dict[str, torch.Tensor
     """Gradients of one step, advantages of the given size, divided by the scale of the loss."""
     advantage_PG = size * np.random.default_rng(0).normal(size=(len(groups), 3))
     update = _Update(learner, groups, STAGE, Credit(STAGE, learner.world, 0, step=0), 0)
+    credited = Credited(advantage_PG, update.credit.weights(groups))
     for part in update.parts(continuations=False):
-        update._backward(part, False, lambda _readout, _batch, part=part: advantage_PG[part])
+        update._backward(part, False, lambda _readout, _batch, part=part: credited.part(part))
     named = learner.policy.named_parameters()
     return {n: local(p.grad).clone() / learner.scale.value for n, p in named if p.grad is not None}
 

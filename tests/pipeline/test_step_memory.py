@@ -218,9 +218,13 @@ def test_a_batch_of_the_engine_holds_the_caches_of_its_own_prompts() -> None:
 
 def test_a_rank_holds_its_shard_of_the_state_and_of_copies_and_an_engine() -> None:
     reward = {"kind": "likelihood", "scorer": "ema", "baseline": "frozen"}
-    plain, copied = run(rl()), run(rl(reward=reward))
+    plain = run(rl())
+    copied = run(rl(reward=reward, advantage={"baseline": "none"}))
     assert memory.state_bytes(plain, 1000) == 16_000 + 4_000
     assert memory.state_bytes(copied, 1000, ranks=4) == (16 + 2 * 4) * 250 + 4_000
+    # A baseline that cancels is not kept.
+    cancelled = run(rl(reward=reward))
+    assert memory.state_bytes(cancelled, 1000, ranks=4) == (16 + 4) * 250 + 4_000
     halves = run(rl(), policy=PolicyConfig(fresh=FRESH, replicas=2))
     assert memory.state_bytes(halves, 1000, ranks=4) == 16 * 500 + 4_000
 
