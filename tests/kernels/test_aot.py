@@ -58,6 +58,7 @@ def assert_sound(records):
             assert record.tma == (record.tma_copies >= 2) == (chip.capability >= 90), record
 
 
+@pytest.mark.slow
 def test_shipped_kernels_do_not_spill_and_load_ahead(tmp_path):
     records, wrong = compiled(tmp_path, "--only", *QUICK)
     assert not wrong

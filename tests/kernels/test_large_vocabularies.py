@@ -8,13 +8,17 @@ from rlpt_kernels import linear_logprob
 IMPLEMENTATIONS = ["reference", "slabs", "chunked", "triton"]
 
 
+LARGEST = pytest.param(151_936, marks=pytest.mark.slow)
+"""Twenty seconds of the interpreter."""
+
+
 @pytest.fixture
 def shipped_sizes():
     """Asked for by name: `_small_pieces` then leaves the sizes alone."""
 
 
 @pytest.mark.usefixtures("shipped_sizes")
-@pytest.mark.parametrize("vocab", [1, 777, 1000, 2049, 32_000, 50_257, 151_936])
+@pytest.mark.parametrize("vocab", [1, 777, 1000, 2049, 32_000, 50_257, LARGEST])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_first_and_last_columns_of_every_vocabulary(impl, vocab, problem, exact, assert_matches):
     hidden_ND, weight_VD, target_N = problem(

@@ -131,6 +131,7 @@ def on_two_ranks(shards_dir: Path, out: Path) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_ranks_agree_on_extremes_and_on_a_bad_engine(
     beside, shards, world, shards_dir: Path, tmp_path: Path

@@ -13,7 +13,7 @@ from rlpt import checkpoint
 from rlpt_data.strict import UserError
 
 
-@pytest.mark.parametrize("kill_after_step", [3, 15])
+@pytest.mark.parametrize("kill_after_step", [15, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_bit_for_bit(
     runs, whole: Path, toml: Path, kill_after_step: int
 ) -> None:

@@ -51,7 +51,8 @@ def test_on_policy_ratios_are_one(runs, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("replicas", "tokens"), [(1, 1), (1, 16_384), pytest.param(2, 1, marks=pytest.mark.slow)]
+    ("replicas", "tokens"),
+    [(1, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((1, 16_384), (2, 1)))],
 )
 def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
     runs, whole: Path, toml: Path, replicas: int, tokens: int
