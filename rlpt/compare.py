@@ -55,10 +55,8 @@ class CompareConfig(Strict):
     @model_validator(mode="after")
     def _names(self) -> "CompareConfig":
         names = [arm.name for arm in self.arms]
-        if len(set_ := {*names}) < len(names):
-            raise ValueError(
-                f"arms must differ in name; got {', '.join(names)} ({len(set_)} names)"
-            )
+        if len({*names}) < len(names):
+            raise ValueError(f"arms must differ in name; got {', '.join(names)}")
         if self.arms[0].next_token is not None:
             raise ValueError(
                 f"arm {names[0]}: the first arm is what next_token is matched with; put a method first"

@@ -47,6 +47,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         self._logps: list[np.ndarray] | None = None
+        self._penalty_PG: np.ndarray | None = None
         if self.learner.reference is None:
             return
         logged = self.groups if self.cfg.weight else self.groups[::LOGGED_SHARE]
@@ -55,8 +56,17 @@ class Reference:
         if self.cfg.weight:
             self._logps = logps
         if self.cfg.weight and self.cfg.placement == "reward":
-            paid = self.penalty(range(len(self.groups)), (len(self.groups), -1))
-            self.sums |= {"reward/kl": (-float(paid.sum()), float(paid.size))}
+            self._penalty_PG = self._paid(logps)
+            paid, count = float(self._penalty_PG.sum()), float(self._penalty_PG.size)
+            self.sums |= {"reward/kl": (-paid, count)}
+
+    def _paid(self, logps: Sequence[np.ndarray]) -> Float[np.ndarray, "P G"]:
+        """weight x sum over a rollout's actions of log pi - log ref."""
+        flat = [
+            self.cfg.weight * float((rollout.logp[rollout.action] - logp).sum())
+            for rollout, logp in zip(rollouts(self.groups), logps, strict=True)
+        ]
+        return np.array(flat).reshape(len(self.groups), -1)
 
     def _log(self, groups: Sequence[Group], logps: Sequence[np.ndarray]) -> None:
         """k3, which is never negative, and k1, for its sign, of what sampled the actions."""
@@ -69,15 +79,11 @@ class Reference:
             "kl/k3": (float((np.expm1(-d_A) + d_A).sum()), count),
         }
 
-    def penalty(self, part: Sequence[int], shape: tuple[int, ...]) -> Float[np.ndarray, "P G"]:
-        """weight x sum over a rollout's actions of log pi - log ref, for placement = 'reward'; else zeros."""
-        if self._logps is None or self.cfg.placement != "reward":
-            return np.zeros(shape)
-        flat = [
-            self.cfg.weight * float((rollout.logp[rollout.action] - logp).sum())
-            for rollout, logp in zip(rollouts(self.groups), self._logps, strict=True)
-        ]
-        return np.array(flat).reshape(len(self.groups), -1)[list(part)]
+    def penalized(
+        self, reward_PG: Float[np.ndarray, "P G"], part: Sequence[int]
+    ) -> Float[np.ndarray, "P G"]:
+        """Rewards of a micro-batch, less what KL costs them with placement = 'reward'."""
+        return reward_PG if self._penalty_PG is None else reward_PG - self._penalty_PG[list(part)]
 
     def rows(self, part: Sequence[int], device: torch.device) -> Float[Tensor, " R"] | None:
         """The reference's log-probabilities of a micro-batch's actions, for placement = 'loss'; else None."""

@@ -92,7 +92,7 @@ def rl_score(
     controlled_PG = credit.controlled(rewarded.reward_PG, groups)
     sums = rewarded.sums | _moments_of("reward/mean", controlled_PG) | _thought_sums(groups)
     sums |= reference.sums | {"time/score": (time.perf_counter() - started, 1.0)}
-    reward_PG = controlled_PG - reference.penalty(range(len(groups)), controlled_PG.shape)
+    reward_PG = reference.penalized(controlled_PG, range(len(groups)))
     kept_PG = credit.admitted(reward_PG, rewarded.kept_PG)
     return Stepped(sums, 0.0, rewarded, credit.advantages(reward_PG, kept_PG))
 
@@ -175,7 +175,7 @@ class _Update:
     def _controlled(self, rewarded: Rewarded, part: Sequence[int]) -> Float[np.ndarray, "P G"]:
         groups = [self.groups[p] for p in part]
         reward_PG = self.credit.controlled(rewarded.reward_PG, groups)
-        return reward_PG - self.reference.penalty(part, reward_PG.shape)
+        return self.reference.penalized(reward_PG, part)
 
     def _gold(
         self,

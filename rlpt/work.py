@@ -1,6 +1,6 @@
 """The parts of one stage: what learns, where documents come from, and what rewards thoughts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,7 @@ class Work:
 
     def parts(self) -> dict[str, Any]:
         """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress."""
-        named = {"policy": self.learner.policy, "ema": self.learner.ema, "frozen": self.frozen}
-        held: dict[str, Any] = {name: part for name, part in named.items() if part is not None}
+        held: dict[str, Any] = {**copies_of(self.learner, self.frozen)}
         return held | {
             "optimizer": (self.learner.policy, self.learner.optimizer),
             "rng": {"torch": torch.get_rng_state()},
@@ -67,6 +66,12 @@ class Work:
             self.supply.close()
 
 
+def copies_of(learner: Learner, frozen: Policy | None) -> dict[str, Policy]:
+    """The policy and those copies of it that the stage has, by name."""
+    named = {"policy": learner.policy, "ema": learner.ema, "frozen": frozen}
+    return {name: policy for name, policy in named.items() if policy is not None}
+
+
 @dataclass(frozen=True)
 class Outfit:
     """Builds what an RL stage adds to its learner: the reward, and the reference of the KL term."""
@@ -78,12 +83,10 @@ class Outfit:
     stage: RLStage
     learner: Learner
     frozen: Policy | None
-    copies: dict[str, Policy] = field(init=False)
 
-    def __post_init__(self) -> None:
-        named = {"policy": self.learner.policy, "ema": self.learner.ema, "frozen": self.frozen}
-        present = {name: policy for name, policy in named.items() if policy is not None}
-        object.__setattr__(self, "copies", present)
+    @property
+    def copies(self) -> dict[str, Policy]:
+        return copies_of(self.learner, self.frozen)
 
     def learner_with_reference(self) -> Learner:
         """The learner with its value head, told what KL is held against and how much its scores are rounded."""

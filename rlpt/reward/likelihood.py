@@ -142,8 +142,8 @@ class Likelihood:
         thought, no_think = policy if policy is not None else self._policy(groups)
         own = thought if self._is_policys else self._thoughts(self.cfg.scorer, groups)
         lengths = Lengths.of(groups)
-        gain_PG = gain(_totals(thought, groups), _sums(no_think), lengths.tokens_P)
         gold_PG = _totals(thought, groups)
+        gain_PG = gain(gold_PG, _sums(no_think), lengths.tokens_P)
         reward_PG = shaped(self._unshaped(groups, own, no_think), self.cfg.shapes, lengths)
         num_PG = np.broadcast_to(lengths.tokens_P[:, None], gain_PG.shape)
         sums = {

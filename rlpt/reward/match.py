@@ -20,8 +20,8 @@ class MatchReward(RewardBase):
     """prefix: the prediction is a prefix of the held-out bytes that ends where a gold token ends (RPT). first_token: it
     begins with the first gold token's bytes. span: it is the whole held-out text, but for spaces around it."""
 
-    def build(self, kit: Kit) -> "Match":
-        return Match(MATCHES[self.how], kit)
+    def build(self, kit: Kit) -> "Compared":
+        return Compared(self.kind, MATCHES[self.how], kit)
 
 
 def prefix_match(prediction: bytes, gold_tokens: Sequence[bytes]) -> float:
@@ -55,10 +55,11 @@ MATCHES: dict[str, Callable[[bytes, Sequence[bytes]], float]] = {
 
 
 @dataclass(frozen=True)
-class Match:
-    """See `MatchReward`."""
+class Compared:
+    """A reward that is a function of the predicted bytes and the bytes of the gold tokens; logged under its name."""
 
-    match: Callable[[bytes, Sequence[bytes]], float]
+    name: str
+    compare: Callable[[bytes, Sequence[bytes]], float]
     kit: Kit
 
     @cached_property
@@ -69,12 +70,12 @@ class Match:
         reward_PG = np.array(
             [[self._value(group, g) for g in range(len(group.rollouts))] for group in groups]
         )
-        return Rewarded(reward_PG, mean_of("reward/match", reward_PG))
+        return Rewarded(reward_PG, mean_of(f"reward/{self.name}", reward_PG))
 
     def _value(self, group: Group, g: int) -> float:
         prediction = predicted(group, g, self.kit.markers.closer, self._token_bytes)
         gold = [self._token_bytes[int(index)] for index in group.prompt.continuation_ids]
-        return self.match(prediction, gold)
+        return self.compare(prediction, gold)
 
 
 def predicted(group: Group, g: int, closer: int, token_bytes: Sequence[bytes]) -> bytes:

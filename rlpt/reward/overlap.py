@@ -2,16 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
-from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded, mean_of
-from rlpt.reward.match import predicted
-from rlpt.types import Group
+from rlpt.reward.base import Kit, RewardBase
+from rlpt.reward.match import Compared
 
 
 class OverlapReward(RewardBase):
@@ -20,8 +16,12 @@ class OverlapReward(RewardBase):
     kind: Literal["overlap"]
     n: Annotated[int, Field(ge=1, le=4)] = 1
 
-    def build(self, kit: Kit) -> "Overlap":
-        return Overlap(self.n, kit)
+    def build(self, kit: Kit) -> Compared:
+        return Compared(self.kind, self._compare, kit)
+
+    def _compare(self, prediction: bytes, gold_tokens: Sequence[bytes]) -> float:
+        gold = b"".join(gold_tokens)
+        return overlap(prediction.decode(errors="replace"), gold.decode(errors="replace"), self.n)
 
 
 def overlap(prediction: str, gold: str, n: int) -> float:
@@ -34,26 +34,3 @@ def overlap(prediction: str, gold: str, n: int) -> float:
 def _grams(text: str, n: int) -> Counter[tuple[str, ...]]:
     words = text.split()
     return Counter(tuple(words[k : k + n]) for k in range(len(words) - n + 1))
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """See `OverlapReward`."""
-
-    n: int
-    kit: Kit
-
-    @cached_property
-    def _token_bytes(self) -> Sequence[bytes]:
-        return self.kit.token_bytes()
-
-    def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
-        reward_PG = np.array(
-            [[self._value(group, g) for g in range(len(group.rollouts))] for group in groups]
-        )
-        return Rewarded(reward_PG, mean_of("reward/overlap", reward_PG))
-
-    def _value(self, group: Group, g: int) -> float:
-        prediction = predicted(group, g, self.kit.markers.closer, self._token_bytes)
-        gold = b"".join(self._token_bytes[int(index)] for index in group.prompt.continuation_ids)
-        return overlap(prediction.decode(errors="replace"), gold.decode(errors="replace"), self.n)
