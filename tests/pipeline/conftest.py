@@ -141,7 +141,7 @@ def paced():
 
 @pytest.fixture(scope="session")
 def runs():
-    """The module `whole_runs`: runs in processes of their own."""
+    """The module `whole_runs`."""
     return module_beside("whole_runs")
 
 

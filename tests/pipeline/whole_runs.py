@@ -1,4 +1,4 @@
-"""Runs in processes of their own, and what they leave behind."""
+"""Whole runs, in processes of their own where that matters, and what they leave behind."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def started(toml: Path, *words: str, ranks: int = 1) -> subprocess.Popen[bytes]:
 
 
 def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
-    """What a run that ends by itself says on stderr; on one rank without a process of its own, which saves its start."""
+    """What a run that ends by itself says on stderr; on one rank in this process, which saves a start."""
     if ranks == 1:
         return _called(toml, *words, code=code)
     process = started(toml, *words, ranks=ranks)
@@ -44,14 +44,10 @@ def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
 
 def _called(toml: Path, *words: str, code: int) -> str:
     said = io.StringIO()
-    with (
-        redirect_stderr(said),
-        redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-        pytest.raises(SystemExit) as left,
-    ):
+    with redirect_stderr(said), redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        command_line(["train", str(toml), *words])
+        with pytest.raises(SystemExit) as left:
+            command_line(["train", str(toml), *words])
     assert left.value.code == code, said.getvalue()[-3000:]
     return said.getvalue()
 
