@@ -5,12 +5,13 @@ loaded. Units are tokens, steps and nats unless a name says otherwise.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
-from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.limits import MismatchConfig
+from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
 from rlpt.templates import INLINE, FrameConfig
 from rlpt.terms import Fraction
 from rlpt_data.queries import AnnotatedCuts
@@ -114,14 +115,7 @@ class PromptConfig(Strict):
     horizon_tokens: Positive = 8
     """Length of the held-out continuation."""
     cuts_per_document: Positive = 1
-    cut_kinds: tuple[CutKind, ...] = (
-        "supplied",
-        "sentence",
-        "paragraph",
-        "random",
-        "every",
-        "annotated",
-    )
+    cut_kinds: tuple[CutKind, ...] = get_args(CutKind)
     segment: Literal["next", "middle"] = "next"
     """What is held out: the text that comes next, or a segment in the middle, whose context is what follows it, then
     what precedes it (RLPT's middle segments)."""
@@ -185,15 +179,7 @@ class EvaluationConfig(Strict):
     """Thoughts sampled per prompt."""
     every: Count = 0
     """Steps between evaluations during training; 0: only at stage ends."""
-    controls: tuple[Control, ...] = (
-        "empty",
-        "filler",
-        "context_copy",
-        "other_document",
-        "shuffled",
-        "wrong_target",
-        "null",
-    )
+    controls: tuple[Control, ...] = get_args(Control)
     bits_per_byte_documents: Count = 128
     bits_per_byte_tokens: Positive = 512
     """Longest window of a document that counts for bits per byte."""

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlpt import dist
+from rlpt.limits import HaltLimits, MismatchConfig, WarnLimits
 from rlpt.mismatch import coarser, finished, mean_bound, measured, raise_to, verdict
-from rlpt.stages import HaltLimits, MismatchConfig, WarnLimits
 from rlpt.update import add, reduced
 
 
