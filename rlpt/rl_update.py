@@ -170,7 +170,8 @@ class _Update:
             add(self.sums, {"reward/admitted": (float(kept), float(len(reward_PG)))})
         advantage_PG = self.credit.advantages(reward_PG, kept_PG)
         count = self.credit.gold_count(self.groups, kept_PG)
-        return Credited(advantage_PG, weight_PG, self._gold(rewarded, weight_PG, kept_PG, count))
+        gold_PG = self._gold(rewarded, part, weight_PG, kept_PG, count)
+        return Credited(advantage_PG, weight_PG, gold_PG)
 
     def _controlled(self, rewarded: Rewarded, part: Sequence[int]) -> Float[np.ndarray, "P G"]:
         groups = [self.groups[p] for p in part]
@@ -180,6 +181,7 @@ class _Update:
     def _gold(
         self,
         rewarded: Rewarded,
+        part: Sequence[int],
         weight_PG: Float[np.ndarray, "P G"],
         kept_PG: Mask | None,
         count: float,
@@ -187,7 +189,8 @@ class _Update:
         if not self.stage.objective.gold_weight:
             return None
         assert rewarded.gold_PG is not None
-        return self.credit.gold_weights(rewarded.gold_PG, weight_PG, kept_PG, count)
+        groups = [self.groups[p] for p in part]
+        return self.credit.gold_weights(groups, rewarded.gold_PG, weight_PG, kept_PG, count)
 
     def _threshold(self, credited: Credited) -> float:
         """Of M2PO, over the actions of the whole step that count. Collective."""
@@ -249,7 +252,7 @@ class _Update:
     ) -> Credited:
         """The credit of one micro-batch, but for the factor that only the whole step knows."""
         advantage_PG = self.credit.unscaled(self._controlled(rewarded, part), rewarded.kept_PG)
-        gold_PG = self._gold(rewarded, weight_PG, rewarded.kept_PG, count)
+        gold_PG = self._gold(rewarded, part, weight_PG, rewarded.kept_PG, count)
         return Credited(advantage_PG, weight_PG, gold_PG)
 
     def _rescale(self, factor: float) -> float:

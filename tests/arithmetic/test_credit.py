@@ -118,7 +118,7 @@ def test_the_gold_term_is_a_mean_over_the_text_after_rollouts_that_count():
     made, gold_PG = groups((1, 1, 1), (1, 1, 1)), np.log([[0.5, 0.2, 0.1], [0.1, 0.2, 0.4]])
     for kept_PG, count in ((KEPT_PG, 10.0), (None, 12.0)):
         assert step.gold_count(made, kept_PG) == count
-        found_PG = step.gold_weights(gold_PG, np.ones((2, 3)), kept_PG, count)
+        found_PG = step.gold_weights(made, gold_PG, np.ones((2, 3)), kept_PG, count)
         expected = np.where(KEPT_PG if kept_PG is not None else True, 0.7 / count, 0.0)
         np.testing.assert_allclose(found_PG, expected)
     assert credit().gold_count(made, None) == 0.0
@@ -127,8 +127,28 @@ def test_the_gold_term_is_a_mean_over_the_text_after_rollouts_that_count():
 def test_probable_gold_text_shares_the_denominator_of_the_thoughts():
     step = credit(objective={"gold_weight": 0.5, "gold": "probability", "aggregate": "constant"})
     gold_PG, weight_PG = np.log([[0.5, 0.2, 0.1]]), np.array([[0.25, 0.25, 0.0]])
-    found_PG = step.gold_weights(gold_PG, weight_PG, KEPT_PG[:1], 0.0)
+    found_PG = step.gold_weights(groups((1, 1, 1)), gold_PG, weight_PG, KEPT_PG[:1], 0.0)
     np.testing.assert_allclose(found_PG, [[0.0625, 0.025, 0.0]])
+
+
+def test_gold_text_after_a_thought_of_bad_form_is_not_learned():
+    """Thoughts of 0, 1 and 2 tokens, one at least: the first is bad form. Its share of the bound is not dealt out."""
+    made, gold_PG = groups((1, 2, 3)), np.log([[0.5, 0.2, 0.1]])
+    gates = ({"kind": "format", "closed": False, "min_thought_tokens": 1},)
+    mean = credit(objective={"gold_weight": 0.8}, gates=gates)
+    assert mean.gold_count(made, None) == 4.0
+    found_PG = mean.gold_weights(made, gold_PG, np.ones((1, 3)), None, 4.0)
+    np.testing.assert_allclose(found_PG, [[0.0, 0.2, 0.2]])
+    cfg = {"gold_weight": 0.8, "aggregate": "constant"}
+    for gold, kept_PG, expected in (
+        ("softmax", None, [0.0, 0.8 * 0.2 / 0.8, 0.8 * 0.1 / 0.8]),
+        ("softmax", KEPT_PG[:1], [0.0, 0.8 * 0.2 / 0.7, 0.0]),
+        ("probability", None, [0.0, 0.8 * 0.2, 0.8 * 0.1]),
+    ):
+        step = credit(objective=cfg | {"gold": gold}, gates=gates)
+        found_PG = step.gold_weights(made, gold_PG, np.ones((1, 3)), kept_PG, 0.0)
+        np.testing.assert_allclose(found_PG, [expected], err_msg=gold)
+    assert mean.gold_count(made, KEPT_PG[:1]) == 2.0
 
 
 def test_controls_replace_rewards():
