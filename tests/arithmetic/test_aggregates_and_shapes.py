@@ -52,6 +52,9 @@ def test_hard_tokens_weigh_more():
     base_C = np.log([0.5, 0.125])
     found_G = aggregates.hardness_weighted(LOGP_GC, base_C)
     assert found_G == pytest.approx([0.25 * a + 0.75 * b for a, b in P_GC], rel=1e-12)
+    # A base that is surer of both has the same opinion of which is harder.
+    surer_G = aggregates.hardness_weighted(LOGP_GC, base_C / 8)
+    assert surer_G == pytest.approx(found_G, rel=1e-12)
     certain_G = aggregates.hardness_weighted(LOGP_GC, np.zeros(2))
     assert certain_G == pytest.approx(aggregates.mean_probability(LOGP_GC))
 

@@ -51,6 +51,7 @@ def judged(ask, groups: list[Group], **more: object):
         ("Score: 0", 0.0),
         ("They agree.\n\n**Score: 1**\n", 1.0),
         ("score : 0.", 0.0),
+        ("Score: 1\n\n  \n", 1.0),
         ("Score: 0\nno, rather\nScore: 1", 1.0),
         ("Score: 1\nor not", None),
         ("Score: 10", None),
@@ -61,7 +62,7 @@ def judged(ask, groups: list[Group], **more: object):
         ("", None),
         (" \n ", None),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_only_a_last_line_that_is_a_score_is_a_verdict(answer: str, score: float | None) -> None:
     found = verdict_of(answer)
@@ -154,6 +155,15 @@ def test_more_than_the_share_without_a_verdict_ends_the_run(failures: int, ends:
     with pytest.raises(FaultError, match=r"3 of 8 rollouts have no verdict.*no score"):
         reward(groups)
     assert next(count) <= 5
+
+
+def test_a_question_that_stands_for_several_rollouts_is_lost_for_all_of_them() -> None:
+    """One answer fails, and three rollouts of four have no verdict."""
+    reward = config(max_failed_share=0.5).build(Kit({}, MARKERS, True, lambda: TOKENS))
+    lost = question(Pair("a", GOLD), "prefix")
+    object.__setattr__(reward, "ask", lambda text: "?" if text == lost else "Score: 1")
+    with pytest.raises(FaultError, match="3 of 4 rollouts have no verdict"):
+        reward([a_group([0], [0], [0], [1])])
 
 
 @pytest.mark.parametrize(
