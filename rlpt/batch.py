@@ -49,10 +49,18 @@ class RolloutBatch:
 
 
 def documents(groups: Sequence[Group]) -> list[list[int]]:
-    """Indices of groups, by document: the cuts of one trunk stay together."""
-    found: dict[int, list[int]] = {}
+    """Indices of groups, by document: its cuts stay together, and so do a paragraph and its masks."""
+    found: dict[tuple[int, str], list[int]] = {}
     for p, group in enumerate(groups):
-        found.setdefault(id(group.prompt.trunk), []).append(p)
+        found.setdefault(group.prompt.key[:2], []).append(p)
+    return list(found.values())
+
+
+def by_trunk(groups: Sequence[Group]) -> list[list[Group]]:
+    """The groups of every trunk, in the order of `trunks_of`."""
+    found: dict[int, list[Group]] = {}
+    for group in groups:
+        found.setdefault(id(group.prompt.trunk), []).append(group)
     return list(found.values())
 
 
@@ -124,7 +132,11 @@ def padded_costs(documents: Sequence[Sequence[Group]], wanted: Wanted, layout: L
 
 def document_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> int:
     """Tokens that the groups of one document compute, padding left out."""
-    (trunk,) = trunks_of(groups)
+    return sum(_trunk_cost(part, wanted, layout) for part in by_trunk(groups))
+
+
+def _trunk_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> int:
+    trunk = groups[0].prompt.trunk
     branches = [
         _branch(group, g, wanted)[1] for group in groups for g in range(len(group.rollouts))
     ]
@@ -239,12 +251,12 @@ def _no_think_rows(
 def text_positions(groups: Sequence[Group], wanted: Wanted) -> list[tuple[Trunk, np.ndarray]]:
     """Every trunk of the groups with the positions, int64, that the next-token term trains on."""
     found = []
-    for part in documents(groups):
-        trunk = groups[part[0]].prompt.trunk
+    for part in by_trunk(groups):
+        trunk = part[0].prompt.trunk
         free = np.ones(len(trunk.ids), dtype=bool)
         # The first has no context, and a frame is no text.
         free[: max(1, trunk.head)] = False
-        for prompt in [groups[p].prompt for p in part] if not wanted.targets else ():
+        for prompt in [group.prompt for group in part] if not wanted.targets else ():
             free[prompt.cut : prompt.cut + prompt.horizon] = False
         found.append((trunk, np.flatnonzero(free)))
     return found

@@ -8,6 +8,8 @@ from rlpt.curriculum import DecayingBudget, DifficultyWindow, DynamicSampling, E
 from rlpt.reward.base import Kit, Reward
 from rlpt.reward.gates import Gate, Gated
 from rlpt.reward.likelihood import LikelihoodReward
+from rlpt.reward.masker import Coupled, MaskerConfig, Placing
+from rlpt.reward.match import MatchReward
 from rlpt.reward.registry import RewardConfig
 from rlpt.terms import AdvantageConfig, Fraction, KLConfig, ObjectiveConfig, Rate
 from rlpt_data.strict import Strict
@@ -112,6 +114,8 @@ class RLStage(StageBase):
     """Which groups are sampled again; None: none."""
     difficulty: DifficultyWindow | None = None
     """Which documents are passed over; None: none."""
+    masker: MaskerConfig | None = None
+    """The policy proposes what it predicts, G spans a document (PretrainZero); None: cuts are the source's."""
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
 
@@ -137,6 +141,8 @@ class RLStage(StageBase):
     def built(self, kit: Kit) -> Reward:
         """The reward behind its gates."""
         reward = self.reward.build(kit)
+        if self.masker is not None:
+            reward = Coupled(reward, Placing(self.masker, kit.markers.closer, kit.token_bytes))
         return Gated(reward, self.gates) if self.gates else reward
 
     def why_separate(self, whole: bool) -> str | None:
@@ -256,6 +262,21 @@ class RLStage(StageBase):
                 f"reward {self.reward.kind} has a sign and so no pass rate; use difficulty.signal = 'gain_quantile', "
                 "without sampling.no_positive_resampling"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _masks_can_be_rewarded(self) -> "RLStage":
+        if self.masker is None:
+            return self
+        chosen = (self.sampling, self.difficulty, self.curriculum)
+        for wrong, remedy in (
+            (self.reward != MatchReward(kind="match", how="span"), "set reward = { kind = 'match', how = 'span' }"),
+            (self.group_size < 2, "set group_size >= 2: of one prediction no mask is hard and possible"),
+            (any(chosen), "leave out sampling, difficulty and curriculum (advantage.min_std leaves out groups)"),
+            (self.objective.next_token_weight > 0, "set objective.next_token_weight = 0: masks repeat their paragraph"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(f"[stage.masker]: {remedy}")
         return self
 
     @model_validator(mode="after")
