@@ -255,7 +255,9 @@ def scoring_work(shape: Documents, stage: RLStage, layout: Layout) -> Work:
 def _scoring_passes(stage: RLStage, read: bool) -> tuple[int, int]:
     """How often all thoughts are scored without gradient, and how often all trunks."""
     thoughts, trunks = stage.reward.passes(read, stage.cancels_baselines)
-    return thoughts + bool(stage.kl.weight) + (stage.objective.mask == "m2"), trunks
+    critic = stage.objective.critic
+    whole = stage.objective.mask == "m2" or (critic is not None and critic.centre)
+    return thoughts + bool(stage.kl.weight) + whole, trunks
 
 
 def _thoughts_work(shape: Documents, layout: Layout, count: int) -> Work:

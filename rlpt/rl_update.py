@@ -26,7 +26,7 @@ from rlpt.batch import (
     text_positions,
 )
 from rlpt.credit import Credit, Credited
-from rlpt.loss_terms import Terms
+from rlpt.loss_terms import Terms, mean_advantage
 from rlpt.mismatch import Extremes, raise_to
 from rlpt.objective import m2_threshold
 from rlpt.policy.policy import Readout, RowScores
@@ -122,6 +122,8 @@ class _Update:
     scoring: float = 0.0
     """Seconds spent on scores and rewards."""
     m2_threshold: float = math.inf
+    offset: float = 0.0
+    """Of a critic's advantages."""
 
     def __post_init__(self) -> None:
         wanted = self.wanted(continuations=False)
@@ -155,8 +157,13 @@ class _Update:
         credited = self._credited(rewarded, range(len(self.groups)))
         if self.stage.objective.mask == "m2":
             self.m2_threshold = self._threshold(credited)
+        parts, critic = self.parts(continuations=False), self.stage.objective.critic
+        if critic is not None and critic.centre:
+            batches = ((self._batch(part, False), credited.part(part)) for part in parts)
+            self.offset = mean_advantage(self.learner, self.stage, batches)
+            add(self.sums, {"critic/offset": (self.offset, 1.0)})
         self.scoring = time.perf_counter() - started
-        for part in self.parts(continuations=False):
+        for part in parts:
             self._backward(part, False, lambda _readout, _batch, part=part: credited.part(part))
         return rewarded, credited.advantage_PG
 
@@ -261,19 +268,21 @@ class _Update:
         self.sums["loss/policy"] = (loss * factor, count)
         return factor
 
-    def _backward(self, part: Sequence[int], continuations: bool, crediting: Crediting) -> None:
-        """Forward and backward of one micro-batch."""
-        groups = [self.groups[p] for p in part]
-        learner, wanted = self.learner, self.wanted(continuations)
-        batch = rollout_batch(
-            groups,
+    def _batch(self, part: Sequence[int], continuations: bool) -> RolloutBatch:
+        learner = self.learner
+        return rollout_batch(
+            [self.groups[p] for p in part],
             learner.markers,
             learner.world.device,
             learner.policy.layout,
-            wanted,
+            self.wanted(continuations),
             self.version,
             learner.temperature,
         )
+
+    def _backward(self, part: Sequence[int], continuations: bool, crediting: Crediting) -> None:
+        """Forward and backward of one micro-batch."""
+        learner, batch = self.learner, self._batch(part, continuations)
         reference_R = self.reference.rows(part, learner.world.device)
         terms = Terms(
             self.stage,
@@ -282,6 +291,7 @@ class _Update:
             self.m2_threshold,
             reference_R,
             learner.critic,
+            self.offset,
         )
 
         def read(readout: Readout) -> tuple[Tensor]:

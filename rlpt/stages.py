@@ -154,6 +154,8 @@ class RLStage(StageBase):
             return reason
         if self.objective.mask == "m2":
             return "objective.mask = 'm2' needs the ratios of the whole step"
+        if self.objective.critic is not None and self.objective.critic.centre:
+            return "objective.critic.centre needs the values of the whole step"
         if whole:
             return None
         if self.reward_control == "random":
@@ -216,6 +218,8 @@ class RLStage(StageBase):
             raise ValueError(
                 f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2"
             )
+        if self.group_size < 2 and self.reward_control == "permuted":
+            raise ValueError("reward_control = 'permuted' permutes siblings: set group_size >= 2")
         if self.reward.compares and any(gate.kind == "mask_truncated" for gate in self.gates):
             raise ValueError(
                 "gates: mask_truncated leaves out thoughts that log_mean_exp and rank compare with their siblings; use "

@@ -91,9 +91,10 @@ class Outfit:
 
     def learner_with_reference(self) -> Learner:
         """The learner with its value head, told what KL is held against and how much its scores are rounded."""
-        if self.stage.objective.critic is not None:
+        if (critic := self.stage.objective.critic) is not None:
             width = self.plan.config.hidden_size
-            self.learner.critic = Critic(width, self.stage.optimizer, self.world)
+            optimizer = self.stage.optimizer
+            self.learner.critic = Critic(width, optimizer, self.world, critic.heads, self.cfg.seed)
         name, tokens = self.stage.kl.reference, self.stage.micro_batch_tokens
         if name != "none":
             self.learner.reference = action_scorer(self.copies[name], self.learner, tokens)

@@ -45,6 +45,18 @@ REFUSED = {
         ["stage.1.objective={critic={}, mask='m2'}", ALONE],
         "which a critic gives in it",
     ),
+    "centred_values_in_one_forward": (
+        [
+            "stage.1.objective={mask='clip', critic={centre=true}}",
+            ALONE,
+            "stage.1.update={score_with='training_forward'}",
+        ],
+        "needs the values of the whole step; use 'auto'",
+    ),
+    "permuted_alone": (
+        ["stage.1.group_size=1", ALONE, "stage.1.reward_control='permuted'"],
+        "set group_size >= 2",
+    ),
     "sequence_and_m2": (["stage.1.objective={ratio='sequence', mask='m2'}"], "use 'clip'"),
     "no_thought_long_enough": (
         ["stage.1.gates=[{kind='format', min_thought_tokens=6}]"],

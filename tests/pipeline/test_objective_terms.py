@@ -63,6 +63,10 @@ def stage(**changes: object) -> RLStage:
 
 @pytest.fixture
 def groups(policy: Policy, plan: Blueprint, shards: ShardFolder, world: dist.World) -> list[Group]:
+    return sampled(policy, plan, shards, world)
+
+
+def sampled(policy: Policy, plan: Blueprint, shards: ShardFolder, world: dist.World) -> list[Group]:
     stream, markers = prompt_stream(shards.split("train"), CFG, 0, "train"), plan.vocabulary.markers
     prompts = [
         p for e, d in stream.take(0, 5, 0, 1) for p in prompts_of(trunk(d, e, CFG, 0), CFG, markers)
