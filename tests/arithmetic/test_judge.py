@@ -109,6 +109,38 @@ def test_the_same_pair_is_asked_once_a_step_and_empty_predictions_never() -> Non
     assert found.sums["reward/judge"] == (4.0, 6.0)
 
 
+def test_a_verdict_that_came_is_remembered_and_one_that_did_not_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dynamic sampling asks, then the step; the judge knows the latest two verdicts."""
+    monkeypatch.setattr("rlpt.reward.judge.REMEMBERED", 2)
+    asked: list[str] = []
+
+    def ask(text: str) -> str:
+        asked.append(text)
+        said = text.split("prediction]\n")[1].split("\n")[0]
+        return "?" if said == "c" else f"Score: {int(said == 'ab')}"
+
+    reward = config(max_failed_share=1.0, concurrency=1).build(
+        Kit({}, MARKERS, True, lambda: TOKENS)
+    )
+    object.__setattr__(reward, "ask", ask)
+    group = a_group([0, 1], [0], [3])
+    first, again = reward([group]), reward([group])
+    for found in (first, again):
+        assert found.kept_PG is not None
+        assert found.kept_PG.tolist() == [[True, True, False]]
+        assert found.reward_PG.tolist() == [[1.0, 0.0, 0.5]]
+        assert found.sums["reward/judge_questions"] == (3.0, 3.0)
+    own = {said: question(Pair(said, GOLD), "prefix") for said in ("ab", "a", "c", "b")}
+    assert sorted(asked) == sorted([own["ab"], own["a"], own["c"], own["c"]])
+    # A third verdict takes the place of the oldest.
+    reward([a_group([1])])
+    asked.clear()
+    reward([a_group([0, 1], [0], [1])])
+    assert len(asked) == 1
+
+
 def test_what_has_no_verdict_is_counted_and_masked_and_moves_no_mean() -> None:
     said = {"a": "Score: 1", "ab": "Score: 0", "b": "I would rather not say"}
 
