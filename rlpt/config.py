@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
 from rlpt.limits import MismatchConfig
+from rlpt.observe import CheckpointConfig, EvaluationConfig, LogConfig
 from rlpt.reward.masker import MaskerConfig
 from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
 from rlpt.templates import INLINE, AskedFrame, FrameConfig
 from rlpt.terms import Fraction
-from rlpt.watch import CheckpointConfig, EvaluationConfig, LogConfig
 from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import Location, Strict
 

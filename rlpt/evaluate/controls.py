@@ -14,8 +14,8 @@ from jaxtyping import Int
 
 from rlpt import rng
 from rlpt.evaluate.records import NULL, OWN, WRONG, WRONG_NO_THINK
+from rlpt.observe import Control
 from rlpt.types import Branch, Markers, Prompt, bare_branch, thought_branch
-from rlpt.watch import Control
 from rlpt_data.strict import UserError
 
 Ids = Int[np.ndarray, " Z"]

@@ -1,4 +1,4 @@
-"""How a run is watched: evaluations, checkpoints and logs, as configurations."""
+"""How a run is observed: evaluations, checkpoints and logs, as configurations."""
 
 from typing import Literal, get_args
 
