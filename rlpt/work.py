@@ -98,9 +98,14 @@ class Outfit:
         name, tokens = self.stage.kl.reference, self.stage.micro_batch_tokens
         if name != "none":
             self.learner.reference = action_scorer(self.copies[name], self.learner, tokens)
-        horizon = self.cfg.prompts.horizon_tokens
-        self.learner.noise = ROUNDING[self.cfg.policy.compute_dtype] / horizon**0.5
+        self.learner.noise = self._noise
         return self.learner
+
+    @property
+    def _noise(self) -> float:
+        """What rounding makes of a mean over the continuation."""
+        horizon = self.cfg.prompts.horizon_tokens
+        return ROUNDING[self.cfg.policy.compute_dtype] / horizon**0.5
 
     def reward(self) -> Reward:
         """The stage's reward behind its gates."""
@@ -112,7 +117,8 @@ class Outfit:
         separator = self._foreign(scorers, tokens)
         centred = self.stage.cancels_baselines
         token_bytes = partial(self.plan.token_bytes, self.shards)
-        return self.stage.built(Kit(scorers, markers, centred, token_bytes, separator))
+        kit = Kit(scorers, markers, centred, token_bytes, separator, self._noise)
+        return self.stage.built(kit)
 
     def _foreign(self, scorers: dict[str, Scorer], tokens: int) -> Ids | None:
         """Add another model's scorer, if the reward names one; what stands for the markers there."""
