@@ -77,6 +77,20 @@ def test_lambda_goes_from_one_step_to_monte_carlo(seed, gae_lambda):
         at += length
 
 
+@pytest.mark.parametrize(("ranks", "scale"), [(1, 1.0), (1, 8.0), (2, 8.0)])
+def test_a_step_undoes_what_the_loss_was_multiplied_by(
+    ranks: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam goes rate x g / (|g| + eps) twice, with eps 1 and g = 2, -1/2 and 1 over all ranks."""
+    monkeypatch.setattr(dist, "total", lambda values, _: [ranks * value for value in values])
+    critic = Critic(2, OptimizerConfig(eps=1.0), dist.World(0, ranks, torch.device("cpu")))
+    for _ in range(2):
+        (critic(torch.tensor([[2.0, -0.5]])).sum() * scale).backward()
+        critic.step(0.1, scale)
+    found = [*critic.head.weight[0].tolist(), critic.head.bias.item()]
+    assert found == pytest.approx([-0.2 * 2 / 3, 0.2 * 1 / 3, -0.2 * 1 / 2], rel=1e-5)
+
+
 def test_a_critic_learns_a_linear_value(world: dist.World) -> None:
     draw = torch.Generator().manual_seed(0)
     hidden_RD = torch.randn(256, 6, generator=draw)
