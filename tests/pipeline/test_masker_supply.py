@@ -179,6 +179,7 @@ def test_a_mask_reads_what_follows_it_then_what_precedes_it_in_the_paragraph_alo
     assert seen[3, 4].policy_ids.tolist() == [0, 1, *range(5, 10), 2, 2, MARKERS.opener]
     assert seen[3, 4].key == (0, "0", 3)
     assert seen[3, 4].continuation_bytes == 2
+    assert seen[3, 4].trunk.num_bytes(0, 10) == 8
     assert seen[7, 8].policy_ids.tolist() == [0, 1, 9, 10, 6, 2, MARKERS.opener]
     # One key and two prompts: their purposes tell their draws apart.
     assert seen[7,].key == seen[7, 8].key == (0, "1", 1)
