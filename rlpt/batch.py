@@ -41,6 +41,8 @@ class RolloutBatch:
     behaviour_logp_R: Float[Tensor, " R"]
     current_R: Bool[Tensor, " R"]
     """Actions that the very weights of this step sampled."""
+    watched_R: Bool[Tensor, " R"]
+    """Actions that were sampled after the prompt that is trained: of the others behaviour is no measure."""
     horizons: tuple[int, ...]
     """Held-out tokens after every rollout."""
     continuations: Rows | None
@@ -175,6 +177,8 @@ def rollout_batch(
     actions = rows(hidden, sampled, (markers.opener,), device, temperature)
     behaviour = concat_floats([r.logp[kept] for r, kept in chosen], device)
     current = np.concatenate([r.version[kept] == version for r, kept in chosen])
+    plain = [not group.hinted for group in groups for _ in group.rollouts]
+    watched = np.repeat(plain, [len(kept) for kept in at])
     held_out = wanted.continuations
     return RolloutBatch(
         packed,
@@ -182,6 +186,7 @@ def rollout_batch(
         tuple(len(kept) for kept in at),
         behaviour,
         torch.from_numpy(current).to(device),
+        torch.from_numpy(watched).to(device),
         tuple(group.prompt.horizon for group in groups for _ in group.rollouts),
         _continuation_rows(packed, groups, markers, device) if held_out else None,
         _no_think_rows(packed, trunks, groups, markers, device) if held_out else None,

@@ -216,7 +216,10 @@ class RunConfig(Strict):
             for stage in self.stage
             for frame in self.frames(stage)
         ]
-        return max(longest_branch(prompts, self.thought) for prompts in framed)
+        longest = max(longest_branch(prompts, self.thought) for prompts in framed)
+        hints = [each.hint for each in self.stage if isinstance(each, RLStage) and each.hint]
+        hinted = [hint.most_tokens + self.prompts.horizon_tokens for hint in hints]
+        return longest + max(hinted, default=0)
 
     @property
     def longest_path(self) -> int:
@@ -270,6 +273,12 @@ class RunConfig(Strict):
             )
         if stage.masker is not None:
             self._check_masker(stage.name, stage.masker)
+        again = self.rollout.max_reuse > 1 or self.rollout.save_groups or self.rollout.saved
+        if stage.hint is not None and again:
+            raise ValueError(
+                f"stage {stage.name}: [stage.hint] trains what it samples once, at once: leave out rollout.max_reuse, "
+                "save_groups and saved"
+            )
         if getattr(reward, "foreign", None) is not None and self.prompts.frame.kind != "inline":
             raise ValueError(
                 f"stage {stage.name}: reward.foreign reads no chat; set prompts.frame = {{ kind = 'inline' }}"

@@ -134,7 +134,7 @@ class Terms:
 
     def _monitor(self, logp_R: Float[Tensor, " R"], batch: RolloutBatch, used_R: Tensor) -> None:
         sums, self.extremes = measured(
-            logp_R.detach(), batch.behaviour_logp_R, used_R, batch.current_R
+            logp_R.detach(), batch.behaviour_logp_R, used_R & batch.watched_R, batch.current_R
         )
         add(self.sums, sums)
 

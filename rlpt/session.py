@@ -16,6 +16,7 @@ from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.job import Subject, evaluate_subject
 from rlpt.exits import FaultError
 from rlpt.frames import Framer
+from rlpt.hints import HintedSupply, hint_of
 from rlpt.masker import MaskerSupply, masker_of
 from rlpt.mismatch import coarser, verdict
 from rlpt.mixture import stage_stream
@@ -205,6 +206,9 @@ class Session:
             *(self.engine, stream, cfg.prompts, cfg.rollout, stage, self.markers, cfg.seed),
             *(stage.group_size * own, self.world, reward),
         )
+        if stage.hint is not None:
+            hint = hint_of(stage.hint, cfg.policy, self.shards, self.plan)
+            return HintedSupply(hint, reward, *parts)
         if stage.masker is None:
             return Supply(*parts)
         return MaskerSupply(masker_of(cfg, stage.masker, self.shards, self.plan), *parts)

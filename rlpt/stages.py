@@ -4,7 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlpt.curriculum import DecayingBudget, DifficultyWindow, DynamicSampling, EntropyCurriculum
+from rlpt.curriculum import (
+    DecayingBudget,
+    DifficultyWindow,
+    DynamicSampling,
+    EntropyCurriculum,
+    HintPass,
+)
 from rlpt.reward.base import Kit, Reward
 from rlpt.reward.gates import Gate, Gated
 from rlpt.reward.likelihood import LikelihoodReward
@@ -116,6 +122,8 @@ class RLStage(StageBase):
     """Which documents are passed over; None: none."""
     masker: MaskerConfig | None = None
     """The policy proposes what it predicts, G spans a document (PretrainZero); None: cuts are the source's."""
+    hint: HintPass | None = None
+    """What is asked again with the answer in sight (STaR); None: nothing."""
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
 
@@ -281,6 +289,24 @@ class RLStage(StageBase):
         ):  # fmt: skip
             if wrong:
                 raise ValueError(f"[stage.masker]: {remedy}")
+        return self
+
+    @model_validator(mode="after")
+    def _hinted_thoughts_can_be_learned(self) -> "RLStage":
+        if self.hint is None:
+            return self
+        baseline = self.advantage.baseline != "none" or self.advantage.scale != "none"
+        chosen = (self.sampling, self.difficulty, self.masker)
+        for wrong, remedy in (
+            (self.reward.passes(False, False) != (0, 0), "looks at rewards early: use a match, an overlap or a judge"),
+            (self.objective.ratio != "none", "samples after another prompt: set objective.ratio = 'none'"),
+            (baseline, "teaches what is right alone: set advantage = { baseline = 'none' }"),
+            (self.objective.critic is not None, "teaches what is right alone: leave out objective.critic"),
+            (self.kl.reference != "none", "has log-probabilities of another prompt: set kl.reference = 'none'"),
+            (any(chosen), "leave out sampling, difficulty and masker: what they would see is hinted"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(f"[stage.hint] {remedy}")
         return self
 
     @model_validator(mode="after")

@@ -23,11 +23,11 @@ def frame_of(
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
     special = {policy.opener, policy.closer, *added}
     if isinstance(cfg, AskedFrame):
-        _check_text("masker.instruction", cfg.words, special)
+        check_text("masker.instruction", cfg.words, special)
         return Frame(tail=tuple(int(index) for index in shards.encode(cfg.words)))
     _check_specials(cfg, added)
     for name in ("system", "instruction", "prefill", "bridge", "answer_open", "answer_close"):
-        _check_text(f"prompts.frame.{name}", getattr(cfg, name), special)
+        check_text(f"prompts.frame.{name}", getattr(cfg, name), special)
     head, tail, lead, prefill, bridge = (_encoded(each, cfg, added, shards) for each in cfg.pieces)
     answer = (cfg.answer_open.encode(), cfg.answer_close.encode()) if cfg.answer_open else None
     return Frame(head, tail, lead, prefill, bridge, answer)
@@ -42,7 +42,7 @@ def _check_specials(cfg: ChatFrame, added: dict[str, int]) -> None:
         )
 
 
-def _check_text(where: str, text: str, special: set[str]) -> None:
+def check_text(where: str, text: str, special: set[str]) -> None:
     """A special token that a text spells would be letters; whoever wrote it meant something else."""
     if spelt := [each for each in sorted(special) if each in text]:
         raise UserError(
