@@ -116,7 +116,7 @@ STAR = (
 def test_a_run_with_hints_does_not_mistake_them_for_a_fault_of_its_engine(
     toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of the groups are taken to fail, and what comes then to be right; unwatched rollouts show as no difference."""
+    """Half of the groups are taken to fail, and what comes then to be right; unwatched, they are no difference."""
 
     def every_other(rewarded: Rewarded) -> np.ndarray:
         return np.arange(len(rewarded.reward_PG)) % 2 == 0
