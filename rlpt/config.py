@@ -293,6 +293,7 @@ class RunConfig(Strict):
         now = RolloutConfig(train=self.rollout.train)
         for wrong, remedy in (
             (self.prompts.segment != "middle", "predicts middle segments: set prompts.segment = 'middle'"),
+            (self.prompts.middle_share < 1.0, "predicts middle segments alone: leave out prompts.middle_share"),
             (self.data.cuts, "lets the policy choose what is held out: leave out [data.cuts]"),
             (self.rollout != now, "samples masks after their proposals, and trains them once: leave out [rollout]"),
             (masker.max_tokens > self.thought.prediction_tokens,

@@ -64,7 +64,7 @@ def masker_of(cfg: RunConfig, masker: MaskerConfig, shards: ShardFolder, plan: B
         Placing(masker, markers.closer, partial(plan.token_bytes, shards)),
         # A paragraph is what a next segment has before it.
         cfg.prompts.model_copy(update={"segment": "next"}),
-        frame_of(frame, cfg.policy, shards, plan.tokenizer),
+        frame_of(frame, cfg.policy, shards, plan.tokenizer, "masker.instruction"),
         markers,
     )
 

@@ -16,17 +16,22 @@ def frame_of(
     policy: PolicyConfig,
     shards: ShardFolder,
     tokenizer: dict[str, Any],
+    instruction: str = "prompts.frame.instruction",
 ) -> Frame:
-    """The ids of a frame. Raises UserError where the tokenizer lacks a special token, or a text spells one."""
+    """The ids of a frame. Raises UserError where the tokenizer lacks a special token, or a text spells one.
+
+    ``instruction``: the key of the configuration that has the frame's.
+    """
     if isinstance(cfg, InlineFrame):
         return Frame()
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
     special = {policy.opener, policy.closer, *added}
     if isinstance(cfg, AskedFrame):
-        check_text("masker.instruction", cfg.words, special)
+        check_text(instruction, cfg.words, special)
         return Frame(tail=tuple(int(index) for index in shards.encode(cfg.words)))
     _check_specials(cfg, added)
-    for name in ("system", "instruction", "prefill", "bridge", "answer_open", "answer_close"):
+    check_text(instruction, cfg.instruction, special)
+    for name in ("system", "prefill", "bridge", "answer_open", "answer_close"):
         check_text(f"prompts.frame.{name}", getattr(cfg, name), special)
     head, tail, lead, prefill, bridge = (_encoded(each, cfg, added, shards) for each in cfg.pieces)
     answer = (cfg.answer_open.encode(), cfg.answer_close.encode()) if cfg.answer_open else None

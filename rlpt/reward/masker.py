@@ -65,7 +65,9 @@ def place(said: bytes, tokens: Sequence[bytes], cfg: MaskerConfig) -> Span | str
     wanted = said.strip()
     if not wanted:
         return "empty"
-    at = [match.start() for match in re.finditer(re.escape(wanted), b"".join(tokens))]
+    # Looked ahead for: places may overlap.
+    sought = b"(?=" + re.escape(wanted) + b")"
+    at = [match.start() for match in re.finditer(sought, b"".join(tokens))]
     if not at:
         return "absent"
     if len(at) > cfg.most_occurrences:

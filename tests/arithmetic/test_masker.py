@@ -69,6 +69,14 @@ def test_spaces_belong_to_their_tokens_and_tokens_without_bytes_to_nothing() -> 
     assert place(b"c", tokens, ASK) == "torn"
 
 
+def test_places_may_overlap() -> None:
+    """aa stands at three places of xaaaay, of which the middle one alone is a token; aba at two of xababay."""
+    tokens = [b"x", b"a", b"aa", b"a", b"y"]
+    assert place(b"aa", tokens, ASK) == Span(2, 3)
+    assert place(b"aa", tokens, ASK.model_copy(update={"most_occurrences": 2})) == "frequent"
+    assert place(b"aba", [b"x", b"ab", b"aba", b"y"], ASK) == Span(2, 3)
+
+
 def test_what_is_never_solved_is_worth_as_little_as_what_always_is() -> None:
     assert [difficulty(mean) for mean in (0.0, 0.125, 0.75, 1.0)] == [0.0, 0.875, 0.25, 0.0]
 

@@ -113,10 +113,11 @@ REFUSED = {
     "sampling": ("stage.1.sampling={kind='dynamic'}", "leave out sampling, difficulty and curriculum"),
     "difficulty": ("stage.1.difficulty={low=0.1,high=0.9}", "leave out sampling, difficulty and curriculum"),
     "curriculum": ("stage.1.curriculum={}", "leave out sampling, difficulty and curriculum"),
-    "siblings": ("stage.1.group_size=1", "set group_size >= 2"),
+    "siblings": ("stage.1.group_size=1 stage.1.advantage={baseline='none'}", "set group_size >= 2"),
     "text": ("stage.1.objective.next_token_weight=0.1", "set objective.next_token_weight = 0"),
     "segment": ("prompts.segment='next'", "set prompts.segment = 'middle'"),
-    "annotated": ("data.cuts={proxy='a', top_share=0.2}", "leave out [data.cuts]"),
+    "share": ("prompts.middle_share=0.5", "leave out prompts.middle_share"),
+    "annotated": ("data.cuts={proxy='a',top_share=0.2}", "leave out [data.cuts]"),
     "reuse": ("rollout.max_reuse=2", "leave out [rollout]"),
     "groups": ("rollout.save_groups=true", "leave out [rollout]"),
     "long": ("stage.1.masker.max_tokens=3", "max_tokens = 3 exceeds thought.prediction_tokens"),
@@ -129,7 +130,7 @@ REFUSED = {
 def test_what_a_masker_cannot_go_with_is_refused_in_one_line(name: str, toml: Path) -> None:
     change, remedy = REFUSED[name]
     with pytest.raises(UserError) as caught:
-        run(load(RunConfig, toml, [*WORDS, change]), dry_run=True)
+        run(load(RunConfig, toml, [*WORDS, *change.split()]), dry_run=True)
     assert remedy in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -174,3 +175,16 @@ def test_a_proposal_is_asked_for_by_words_inline_and_by_the_instruction_of_a_cha
             step_cost(cfg, each, plan.config, "shared").sampled_tokens for each in (own, alone)
         ]
         assert costs[0] == costs[1]
+
+
+def test_a_special_token_is_named_by_its_own_key_in_a_chat(
+    chat_shards: ShardFolder, toml: Path
+) -> None:
+    frame = ChatFrame(kind="chat", template="chatml")
+    base = load(RunConfig, toml, [*WORDS, "stage.1.masker.instruction='<|im_end|>'"])
+    (masker,) = (stage.masker for stage in base.stage if stage.kind == "rl")
+    assert masker is not None
+    prompts = base.prompts.model_copy(update={"frame": frame})
+    plan = loading.blueprint(PolicyConfig(fresh=base.policy.fresh), chat_shards, 400, frame)
+    with pytest.raises(UserError, match=r"^masker\.instruction: contains '<\|im_end\|>'"):
+        masker_of(base.model_copy(update={"prompts": prompts}), masker, chat_shards, plan)
