@@ -297,7 +297,13 @@ class RLStage(StageBase):
             return self
         baseline = self.advantage.baseline != "none" or self.advantage.scale != "none"
         chosen = (self.sampling, self.difficulty, self.masker)
+        shifts = any(
+            gate.kind in ("length_budget", "soft_overlong")
+            or (gate.kind == "format" and gate.value)
+            for gate in self.gates
+        )
         for wrong, remedy in (
+            (shifts, "takes what has a reward above 0 for right: leave out gates that add or take away"),
             (self.reward.passes(False, False) != (0, 0), "looks at rewards early: use a match, an overlap or a judge"),
             (self.objective.ratio != "none", "samples after another prompt: set objective.ratio = 'none'"),
             (baseline, "teaches what is right alone: set advantage = { baseline = 'none' }"),

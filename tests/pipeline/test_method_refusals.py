@@ -68,6 +68,14 @@ REFUSED = {
         ["stage.1.hint={}", "stage.1.reward={kind='likelihood'}"],
         "use a match, an overlap or a judge",
     ),
+    "hint_and_length": (
+        [*HINTED, "stage.1.gates=[{kind='length_budget', tokens=4, weight=0.1}]"],
+        "leave out gates that add or take away",
+    ),
+    "hint_and_penalty": (
+        [*HINTED, "stage.1.gates=[{kind='format', value=-1.0}]"],
+        "leave out gates that add or take away",
+    ),
     "hint_and_ratio": ([*HINTED, "stage.1.objective={}"], "set objective.ratio = 'none'"),
     "hint_and_baseline": ([*HINTED, "stage.1.advantage={}"], "teaches what is right alone"),
     "hint_and_critic": (
