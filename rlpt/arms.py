@@ -16,7 +16,7 @@ from rlpt_data.strict import Strict, UserError, load, parse
 
 METHOD_KEYS = (
     *("reward", "gates", "reward_control", "advantage", "objective", "kl", "reference_every"),
-    "ema_decay",
+    *("ema_decay", "masker", "hint"),
 )
 """Of a stage: what makes the method. Which prompts are asked for and how much is sampled stays the base run's:
 `sampling` and `difficulty` ask for others, a `curriculum` chooses cuts, and a `budget` is of the paper's size."""

@@ -41,6 +41,8 @@ class RolloutBatch:
     behaviour_logp_R: Float[Tensor, " R"]
     current_R: Bool[Tensor, " R"]
     """Actions that the very weights of this step sampled."""
+    watched_R: Bool[Tensor, " R"]
+    """Actions that were sampled after the prompt that is trained: of the others behaviour is no measure."""
     horizons: tuple[int, ...]
     """Held-out tokens after every rollout."""
     continuations: Rows | None
@@ -49,10 +51,18 @@ class RolloutBatch:
 
 
 def documents(groups: Sequence[Group]) -> list[list[int]]:
-    """Indices of groups, by document: the cuts of one trunk stay together."""
-    found: dict[int, list[int]] = {}
+    """Indices of groups, by document: its cuts stay together, and so do a paragraph and its masks."""
+    found: dict[tuple[int, str], list[int]] = {}
     for p, group in enumerate(groups):
-        found.setdefault(id(group.prompt.trunk), []).append(p)
+        found.setdefault(group.prompt.key[:2], []).append(p)
+    return list(found.values())
+
+
+def by_trunk(groups: Sequence[Group]) -> list[list[Group]]:
+    """The groups of every trunk, in the order of `trunks_of`."""
+    found: dict[int, list[Group]] = {}
+    for group in groups:
+        found.setdefault(id(group.prompt.trunk), []).append(group)
     return list(found.values())
 
 
@@ -124,7 +134,11 @@ def padded_costs(documents: Sequence[Sequence[Group]], wanted: Wanted, layout: L
 
 def document_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> int:
     """Tokens that the groups of one document compute, padding left out."""
-    (trunk,) = trunks_of(groups)
+    return sum(_trunk_cost(part, wanted, layout) for part in by_trunk(groups))
+
+
+def _trunk_cost(groups: Sequence[Group], wanted: Wanted, layout: Layout) -> int:
+    trunk = groups[0].prompt.trunk
     branches = [
         _branch(group, g, wanted)[1] for group in groups for g in range(len(group.rollouts))
     ]
@@ -163,6 +177,8 @@ def rollout_batch(
     actions = rows(hidden, sampled, (markers.opener,), device, temperature)
     behaviour = concat_floats([r.logp[kept] for r, kept in chosen], device)
     current = np.concatenate([r.version[kept] == version for r, kept in chosen])
+    plain = [not group.hinted for group in groups for _ in group.rollouts]
+    watched = np.repeat(plain, [len(kept) for kept in at])
     held_out = wanted.continuations
     return RolloutBatch(
         packed,
@@ -170,6 +186,7 @@ def rollout_batch(
         tuple(len(kept) for kept in at),
         behaviour,
         torch.from_numpy(current).to(device),
+        torch.from_numpy(watched).to(device),
         tuple(group.prompt.horizon for group in groups for _ in group.rollouts),
         _continuation_rows(packed, groups, markers, device) if held_out else None,
         _no_think_rows(packed, trunks, groups, markers, device) if held_out else None,
@@ -239,12 +256,12 @@ def _no_think_rows(
 def text_positions(groups: Sequence[Group], wanted: Wanted) -> list[tuple[Trunk, np.ndarray]]:
     """Every trunk of the groups with the positions, int64, that the next-token term trains on."""
     found = []
-    for part in documents(groups):
-        trunk = groups[part[0]].prompt.trunk
+    for part in by_trunk(groups):
+        trunk = part[0].prompt.trunk
         free = np.ones(len(trunk.ids), dtype=bool)
         # The first has no context, and a frame is no text.
         free[: max(1, trunk.head)] = False
-        for prompt in [groups[p].prompt for p in part] if not wanted.targets else ():
+        for prompt in [group.prompt for group in part] if not wanted.targets else ():
             free[prompt.cut : prompt.cut + prompt.horizon] = False
         found.append((trunk, np.flatnonzero(free)))
     return found

@@ -5,21 +5,21 @@ loaded. Units are tokens, steps and nats unless a name says otherwise.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
-from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage, Stage
-from rlpt.templates import INLINE, FrameConfig
+from rlpt.limits import MismatchConfig
+from rlpt.observe import CheckpointConfig, EvaluationConfig, LogConfig
+from rlpt.reward.masker import MaskerConfig
+from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.templates import INLINE, AskedFrame, FrameConfig
 from rlpt.terms import Fraction
 from rlpt_data.queries import AnnotatedCuts
 from rlpt_data.strict import Location, Strict
 
 CutKind = Literal["supplied", "sentence", "paragraph", "random", "every", "annotated"]
-Control = Literal[
-    "empty", "filler", "context_copy", "other_document", "shuffled", "wrong_target", "null"
-]
 
 
 class MixturePart(Strict):
@@ -114,14 +114,7 @@ class PromptConfig(Strict):
     horizon_tokens: Positive = 8
     """Length of the held-out continuation."""
     cuts_per_document: Positive = 1
-    cut_kinds: tuple[CutKind, ...] = (
-        "supplied",
-        "sentence",
-        "paragraph",
-        "random",
-        "every",
-        "annotated",
-    )
+    cut_kinds: tuple[CutKind, ...] = get_args(CutKind)
     segment: Literal["next", "middle"] = "next"
     """What is held out: the text that comes next, or a segment in the middle, whose context is what follows it, then
     what precedes it (RLPT's middle segments)."""
@@ -177,53 +170,6 @@ def longest_branch(prompts: PromptConfig, thought: ThoughtConfig) -> int:
     return prompts.context_tokens + framed + thought.budget_tokens + 2 + after
 
 
-class EvaluationConfig(Strict):
-    split: Literal["train", "dev", "test"] = "dev"
-    prompts: Positive = 128
-    """Held-out prompts, one a document as far as documents reach."""
-    thoughts: Positive = 2
-    """Thoughts sampled per prompt."""
-    every: Count = 0
-    """Steps between evaluations during training; 0: only at stage ends."""
-    controls: tuple[Control, ...] = (
-        "empty",
-        "filler",
-        "context_copy",
-        "other_document",
-        "shuffled",
-        "wrong_target",
-        "null",
-    )
-    bits_per_byte_documents: Count = 128
-    bits_per_byte_tokens: Positive = 512
-    """Longest window of a document that counts for bits per byte."""
-    bootstrap: Positive = 2000
-    batch_documents: Positive = 32
-    """Prompts sampled and scored together."""
-    batch_tokens: Positive = 16_384
-    """Tokens of one scoring forward; changes memory and speed, never a number."""
-    domains: tuple[str, ...] = ()
-    """Evaluate only on these domains; empty means all."""
-
-    @property
-    def longest_window(self) -> int:
-        return self.bits_per_byte_tokens if self.bits_per_byte_documents else 0
-
-
-class CheckpointConfig(Strict):
-    every: Count = 0
-    """Steps between checkpoints; 0: only at stage ends."""
-    keep_last: Positive = 3
-
-
-class LogConfig(Strict):
-    rollouts_every: Count = 10
-    """Steps between dumps of rollouts; 0: never."""
-    rollouts_kept: Positive = 8
-    """Groups in one dump."""
-    wandb_project: str | None = None
-
-
 class RunConfig(Strict):
     run_dir: Path
     seed: int = 0
@@ -256,11 +202,29 @@ class RunConfig(Strict):
         self._check_rollouts()
         return self
 
+    def frames(self, stage: Stage) -> list[FrameConfig | AskedFrame]:
+        """What stands around the texts of a stage."""
+        own = self.prompts.frame
+        masker = stage.masker if isinstance(stage, RLStage) else None
+        return [own] if masker is None else [own, own.asking(masker.instruction)]
+
+    @property
+    def longest_branch(self) -> int:
+        """`longest_branch` of all that an engine reads and samples."""
+        framed = [
+            self.prompts.model_copy(update={"frame": frame})
+            for stage in self.stage
+            for frame in self.frames(stage)
+        ]
+        longest = max(longest_branch(prompts, self.thought) for prompts in framed)
+        hints = [each.hint for each in self.stage if isinstance(each, RLStage) and each.hint]
+        hinted = [hint.most_tokens + self.prompts.horizon_tokens for hint in hints]
+        return longest + max(hinted, default=0)
+
     @property
     def longest_path(self) -> int:
         """Tokens of the longest sequence that the policy sees: context or window with its thoughts and horizon."""
-        longest = longest_branch(self.prompts, self.thought)
-        thought = self.thought.budget_tokens + 2
+        longest, thought = self.longest_branch, self.thought.budget_tokens + 2
         for stage in self.stage:
             if isinstance(stage, NextTokenStage):
                 longest = max(
@@ -307,6 +271,14 @@ class RunConfig(Strict):
                 f"thought.prediction_tokens = {predicted} exceeds prompts.horizon_tokens = "
                 f"{self.prompts.horizon_tokens}: there would be no text to match"
             )
+        if stage.masker is not None:
+            self._check_masker(stage.name, stage.masker)
+        again = self.rollout.max_reuse > 1 or self.rollout.save_groups or self.rollout.saved
+        if stage.hint is not None and again:
+            raise ValueError(
+                f"stage {stage.name}: [stage.hint] trains what it samples once, at once: leave out rollout.max_reuse, "
+                "save_groups and saved"
+            )
         if getattr(reward, "foreign", None) is not None and self.prompts.frame.kind != "inline":
             raise ValueError(
                 f"stage {stage.name}: reward.foreign reads no chat; set prompts.frame = {{ kind = 'inline' }}"
@@ -315,6 +287,22 @@ class RunConfig(Strict):
             raise ValueError(
                 f"stage {stage.name}: reward {reward.kind} scores the held-out text; set thought.prediction_tokens = 0"
             )
+
+    def _check_masker(self, name: str, masker: MaskerConfig) -> None:
+        least = masker.min_tokens + 2 * masker.edge_tokens
+        now = RolloutConfig(train=self.rollout.train)
+        for wrong, remedy in (
+            (self.prompts.segment != "middle", "predicts middle segments: set prompts.segment = 'middle'"),
+            (self.prompts.middle_share < 1.0, "predicts middle segments alone: leave out prompts.middle_share"),
+            (self.data.cuts, "lets the policy choose what is held out: leave out [data.cuts]"),
+            (self.rollout != now, "samples masks after their proposals, and trains them once: leave out [rollout]"),
+            (masker.max_tokens > self.thought.prediction_tokens,
+             f"max_tokens = {masker.max_tokens} exceeds thought.prediction_tokens; raise that"),
+            (least > self.prompts.min_context_tokens,
+             f"min_tokens + 2 edge_tokens = {least} exceed prompts.min_context_tokens; raise that"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(f"stage {name}: [stage.masker] {remedy}")
 
     @property
     def total_steps(self) -> int:

@@ -12,6 +12,7 @@ from rlpt import dist, rng
 from rlpt.advantage import RESOLUTION, Mask, Moments, advantage, batch_moments, group_std
 from rlpt.objective import gold_shares, token_weights
 from rlpt.reward.control import constant, permuted, random_like
+from rlpt.reward.gates import well_formed
 from rlpt.stages import RLStage
 from rlpt.types import Group
 
@@ -126,32 +127,46 @@ class Credit:
 
     def gold_weights(
         self,
+        groups: Sequence[Group],
         gold_PG: Float[np.ndarray, "P G"],
         weight_PG: Float[np.ndarray, "P G"],
         kept_PG: Mask | None,
         count: float,
     ) -> Float[np.ndarray, "P G"]:
-        """The weight of one held-out token of every rollout; of those that do not count it is 0.
+        """The weight of one held-out token of every rollout; 0 of those that do not count or are of bad form.
 
-        ``gold_PG`` is log p(y | x, z), ``weight_PG`` that of an action, ``count`` is `gold_count`'s.
+        ``gold_PG`` is log p(y | x, z), ``weight_PG`` that of an action, ``count`` is `gold_count`'s. A share of the
+        group is that among all thoughts that count, as in the bound whose gradient it is; bad form takes it out after.
         """
         cfg = self.stage.objective
-        kept_PG = np.ones(gold_PG.shape, dtype=bool) if kept_PG is None else kept_PG
+        taught_PG = self._taught(groups, kept_PG)
+        taught_PG = np.ones(gold_PG.shape, dtype=bool) if taught_PG is None else taught_PG
         if cfg.gold == "constant":
-            return kept_PG * (cfg.gold_weight / max(count, 1.0))
-        return cfg.gold_weight * weight_PG * gold_shares(gold_PG, cfg.gold, kept_PG)
+            return taught_PG * (cfg.gold_weight / max(count, 1.0))
+        kept_PG = np.ones(gold_PG.shape, dtype=bool) if kept_PG is None else kept_PG
+        share_PG = gold_shares(gold_PG, cfg.gold, kept_PG)
+        return cfg.gold_weight * weight_PG * np.where(taught_PG, share_PG, 0.0)
 
     def gold_count(self, groups: Sequence[Group], kept_PG: Mask | None) -> float:
-        """Held-out tokens after all rollouts of the step that count, where the gold term is their mean. Collective."""
+        """Held-out tokens after all rollouts of the step that count and are of good form, where the gold term is their
+        mean. Collective."""
         cfg = self.stage.objective
         if not cfg.gold_weight or cfg.gold != "constant":
             return 0.0
+        taught_PG = self._taught(groups, kept_PG)
         counted = (
             group.prompt.horizon
-            * (len(group.rollouts) if kept_PG is None else int(kept_PG[p].sum()))
+            * (len(group.rollouts) if taught_PG is None else int(taught_PG[p].sum()))
             for p, group in enumerate(groups)
         )
         return dist.total([float(sum(counted))], self.world)[0]
+
+    def _taught(self, groups: Sequence[Group], kept_PG: Mask | None) -> Mask | None:
+        """Rollouts after which the gold text is learned; None: all."""
+        formed_PG = well_formed(groups, self.stage.gates)
+        if formed_PG is None or kept_PG is None:
+            return kept_PG if formed_PG is None else formed_PG
+        return formed_PG & kept_PG
 
     def _reduced(self, moments: Moments) -> Moments:
         return Moments(

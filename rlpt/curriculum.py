@@ -102,3 +102,20 @@ class DifficultyWindow(Strict):
                 f"difficulty.low = {self.low} and high = {self.high}: quantiles are from 0 to 1"
             )
         return self
+
+
+class HintPass(Strict):
+    """Groups without a right rollout are asked again with the held-out text in the prompt, and what is right then is
+    learned as if it had not been there: STaR's rationalisation (Zelikman et al. 2022, arXiv 2203.14465).
+
+    Such thoughts are made from the answer. Nothing else in training sees it, and evaluations never do.
+    """
+
+    before: str = "\n[What comes next: "
+    """Text between the context and the held-out text."""
+    after: str = "]\n"
+
+    @property
+    def most_tokens(self) -> int:
+        """Of both texts: no tokenizer makes more tokens of a text than it has bytes."""
+        return len((self.before + self.after).encode())

@@ -78,11 +78,13 @@ class Documents:
     """Whether tokens follow the closer; where none do, a forced closer needs no forward."""
     frame: int = 0
     """Most tokens of a chat on a branch; there are none where the document goes on."""
+    trunks: int = 1
+    """Of one document: a masker's paragraph, and all its masks."""
 
     @property
     def branches(self) -> int:
         """Rollouts of one document."""
-        return self.cuts * self.group
+        return self.trunks * self.cuts * self.group
 
     @property
     def own(self) -> int:
@@ -92,17 +94,19 @@ class Documents:
 
 def documents(cfg: RunConfig, stage: RLStage, ranks: int = 1) -> Documents:
     """One rank's share of a step."""
+    frames = cfg.frames(stage)
     return Documents(
         -(-stage.documents_per_step // ranks),
         cfg.prompts.cuts_per_document,
         stage.group_size,
-        cfg.prompts.context_tokens + cfg.prompts.frame.most_before,
+        cfg.prompts.context_tokens + max(frame.most_before for frame in frames),
         cfg.thought.budget_tokens + cfg.thought.prediction_tokens,
         cfg.prompts.horizon_tokens,
         stage.micro_batch_tokens,
         cfg.engine.prompts_per_batch,
         cfg.thought.prediction_tokens > 0,
-        cfg.prompts.frame.most_after,
+        max(frame.most_after for frame in frames),
+        1 if stage.masker is None else 1 + stage.group_size,
     )
 
 
@@ -190,12 +194,12 @@ def _inserted(cfg: RunConfig, stage: NextTokenStage) -> int:
 
 def engine_work(shape: Documents, layout: Layout) -> tuple[Work, Work]:
     """(reading the prompts, decoding): the first token of a rollout comes from the prompt's last hidden state."""
-    prompts, seen = shape.count * shape.cuts, shape.context + 1 + shape.frame
+    prompts, seen = shape.count * shape.trunks * shape.cuts, shape.context + 1 + shape.frame
     if layout == "naive":
         prefill = Work(prompts * seen, prompts * seen**2, prompts)
     else:
         # A document with more cuts than a batch has prompts is read again.
-        trunks = shape.count * -(-shape.cuts // shape.batch)
+        trunks = shape.count * shape.trunks * -(-shape.cuts // shape.batch)
         prefill = Work(shape.context, shape.context**2).times(trunks)
         prefill += Work(prompts, prompts * seen, prompts)
     steps = shape.thought - (not shape.predicts)
@@ -204,15 +208,16 @@ def engine_work(shape: Documents, layout: Layout) -> tuple[Work, Work]:
 
 
 def document_work(shape: Documents, layout: Layout, own: int, whole: bool) -> Work:
-    """Of one document with ``own`` tokens on every branch; ``whole``: its trunk is computed beyond the last cut."""
+    """Of one document with ``own`` tokens on every branch; ``whole``: its trunks are computed beyond the last cut."""
     trunk, count = shape.context + shape.horizon * whole, shape.branches
     # In a chat, text without a thought is a branch, too: counted like one with a thought.
     count += shape.cuts * whole * (shape.frame > 0)
     if layout == "naive":
         # One row per branch and one for the trunk, padded to the longest.
         width = max(shape.context + own, trunk)
-        return Work(width, width**2).times(count + whole)
-    return Work(trunk, trunk**2) + Work(own, own * (shape.context + own)).times(count)
+        return Work(width, width**2).times(count + whole * shape.trunks)
+    trunks = Work(trunk, trunk**2).times(shape.trunks)
+    return trunks + Work(own, own * (shape.context + own)).times(count)
 
 
 def training_work(shape: Documents, stage: RLStage, layout: Layout) -> Work:
@@ -226,8 +231,7 @@ def training_work(shape: Documents, stage: RLStage, layout: Layout) -> Work:
     rows += SCORED_ROW * shape.branches * horizon * (objective.gold_weight > 0)
     # After every thought, and after none.
     rows += (shape.branches + shape.cuts) * horizon * read
-    work = document_work(shape, layout, own, after or text) + Work(rows=rows)
-    return work.times(shape.count)
+    return (document_work(shape, layout, own, after or text) + Work(rows=rows)).times(shape.count)
 
 
 def wanted(stage: RLStage, continuations: bool) -> tuple[bool, bool]:
@@ -251,18 +255,20 @@ def scoring_work(shape: Documents, stage: RLStage, layout: Layout) -> Work:
 def _scoring_passes(stage: RLStage, read: bool) -> tuple[int, int]:
     """How often all thoughts are scored without gradient, and how often all trunks."""
     thoughts, trunks = stage.reward.passes(read, stage.cancels_baselines)
-    return thoughts + bool(stage.kl.weight) + (stage.objective.mask == "m2"), trunks
+    critic = stage.objective.critic
+    whole = stage.objective.mask == "m2" or (critic is not None and critic.centre)
+    return thoughts + bool(stage.kl.weight) + whole, trunks
 
 
 def _thoughts_work(shape: Documents, layout: Layout, count: int) -> Work:
     """Of ``count`` documents' held-out text after every thought."""
-    own = shape.own + shape.horizon
-    rows = Work(rows=count * shape.branches * shape.horizon)
-    branches = count * shape.branches
+    own, branches = shape.own + shape.horizon, count * shape.branches
+    rows = Work(rows=branches * shape.horizon)
     if layout == "naive":
         width = shape.context + own
         return Work(width, width**2).times(branches) + rows
-    trunks = _times_computed(count, shape.branches, shape.context, own, shape.budget)
+    alike = shape.branches // shape.trunks
+    trunks = _times_computed(count * shape.trunks, alike, shape.context, own, shape.budget)
     trunk = Work(shape.context, shape.context**2).times(trunks)
     return trunk + Work(own, own * (shape.context + own)).times(branches) + rows
 

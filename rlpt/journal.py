@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlpt import dist, flops
-from rlpt.batch import documents
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.evaluate import files
@@ -81,7 +80,7 @@ def rollout_rows(
     kept, groups = session.cfg.log.rollouts_kept, batch.groups
     # One reader for all rows: making it parses the tokenizer.
     read = decoder(session.shards)
-    whole = dict(zip(batch.positions, documents(groups), strict=True))
+    whole = batch.places
     mine = {
         position: [_row(groups, stepped, p, step, read) for p in whole[position]]
         for position in sorted(whole)[:kept]

@@ -1,22 +1,23 @@
 """The loss of one micro-batch: the policy's term, and next-token, gold and KL terms, each logged by itself."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rlpt import dist
-from rlpt.advantage import gae
 from rlpt.batch import RolloutBatch, per_action
 from rlpt.credit import Credited
-from rlpt.critic import Critic
+from rlpt.critic import Critic, Estimated, estimated
 from rlpt.mismatch import Extremes, measured
 from rlpt.objective import TrustRegion, kl_terms, next_token_loss, policy_gradient
 from rlpt.policy.policy import Readout
 from rlpt.stages import RLStage
 from rlpt.types import Sums
-from rlpt.update import add
+from rlpt.update import Learner, add
 
 _BOUNDS = (
     "mask",
@@ -42,6 +43,8 @@ class Terms:
     reference_R: Float[Tensor, " R"] | None
     """The reference's log-probabilities of the actions, where KL is in the loss."""
     critic: Critic | None = None
+    offset: float = 0.0
+    """What is taken off every advantage of the critic."""
     sums: Sums = field(default_factory=dict)
     extremes: Extremes = field(default_factory=dict)
 
@@ -107,14 +110,12 @@ class Terms:
         cfg = self.stage.objective.critic
         if cfg is None or self.critic is None:
             return per_action(credited.advantage_PG, batch.counts, weight_R.device), None
-        value_R = self.critic(readout.hidden(batch.actions))
-        known_R = value_R.detach().double().cpu().numpy()
-        reward_N = credited.advantage_PG.reshape(-1)
-        found_R = gae(reward_N, known_R, batch.counts, cfg.gamma, cfg.gae_lambda)
-        return_R = torch.from_numpy(found_R + known_R).to(value_R)
-        loss = cfg.weight * 0.5 * (weight_R * (value_R - return_R) ** 2).sum()
+        value_RK = self.critic(readout.hidden(batch.actions))
+        found = estimated(value_RK, credited.advantage_PG.reshape(-1), batch.counts, cfg)
+        error_RK = value_RK - torch.from_numpy(found.return_RK).to(value_RK)
+        loss = cfg.weight * 0.5 * (weight_R * (error_RK**2).mean(dim=1)).sum()
         add(self.sums, {"loss/value": (float(loss.detach()) * self.world.size, 0.0)})
-        return torch.from_numpy(found_R).to(value_R), loss
+        return torch.from_numpy(found.advantage_R - self.offset).to(value_RK), loss
 
     def _kl(
         self,
@@ -133,6 +134,29 @@ class Terms:
 
     def _monitor(self, logp_R: Float[Tensor, " R"], batch: RolloutBatch, used_R: Tensor) -> None:
         sums, self.extremes = measured(
-            logp_R.detach(), batch.behaviour_logp_R, used_R, batch.current_R
+            logp_R.detach(), batch.behaviour_logp_R, used_R & batch.watched_R, batch.current_R
         )
         add(self.sums, sums)
+
+
+@torch.no_grad()
+def mean_advantage(
+    learner: Learner, stage: RLStage, batches: Iterable[tuple[RolloutBatch, Credited]]
+) -> float:
+    """By the critic, over the step's actions that count; ``batches`` are this rank's. Collective."""
+    cfg, critic = stage.objective.critic, learner.critic
+    assert cfg is not None
+    assert critic is not None
+    total = np.zeros(2)
+    for batch, credited in batches:
+
+        def read(readout: Readout, batch=batch, credited=credited) -> Estimated:
+            value_RK = critic(readout.hidden(batch.actions))
+            return estimated(value_RK, credited.advantage_PG.reshape(-1), batch.counts, cfg)
+
+        advantage_R = learner.policy(batch.packed, read).advantage_R
+        counts_R = np.repeat(credited.weight_PG.reshape(-1) != 0, batch.counts)
+        total += (advantage_R[counts_R].sum(), counts_R.sum())
+    learner.policy.reshard()
+    summed, count = dist.total(total.tolist(), learner.world)
+    return summed / max(count, 1.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -44,6 +45,13 @@ class Batch:
     groups: list[Group]
     sums: Sums
     lots: list[Lot] = field(repr=False)
+
+    @property
+    def places(self) -> dict[int, range]:
+        """Of every document's groups among ``groups``, by its position."""
+        ends = accumulate(len(lot.groups or ()) for lot in self.lots)
+        pairs = zip(self.lots, ends, strict=True)
+        return {lot.position: range(end - len(lot.groups or ()), end) for lot, end in pairs}
 
 
 def lot_of(

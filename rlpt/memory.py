@@ -123,7 +123,7 @@ def head_bytes(config: Any, tokens: int, device: str = "cpu") -> int:
 
 def cache_bytes(shape: Documents, config: Any, layout: Layout) -> int:
     """Keys and values of one batch of the reference engine, float32: contexts once a rollout, or once a document."""
-    prompts = min(shape.count * shape.cuts, shape.batch)
+    prompts = min(shape.count * shape.trunks * shape.cuts, shape.batch)
     rollouts, own = prompts * shape.group, 1 + shape.thought
     tokens = rollouts * (shape.context + own)
     if layout == "shared":

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlpt.stages import MismatchConfig, MismatchLimits
+from rlpt.limits import MismatchConfig, MismatchLimits
 from rlpt.types import Sums
 
 Extremes = dict[str, float]

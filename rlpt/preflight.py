@@ -8,6 +8,8 @@ from typing import Any
 from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
 from rlpt.flops import document_tokens
+from rlpt.hints import hint_of
+from rlpt.masker import masker_of
 from rlpt.mixture import stage_stream
 from rlpt.policy.foreign import described
 from rlpt.policy.load import Blueprint
@@ -25,6 +27,10 @@ def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
         stage_stream(shards, cfg, stage)
         if isinstance(stage, RLStage):
             stage.reward.refuse_unready()
+            if stage.masker is not None:
+                masker_of(cfg, stage.masker, shards, plan)
+            if stage.hint is not None:
+                hint_of(stage.hint, cfg.policy, shards, plan)
             if (other := getattr(stage.reward, "foreign", None)) is not None:
                 described(other.path, plan, cfg.longest_path)
     held_out(

@@ -176,15 +176,20 @@ def middle(document: Document, epoch: int, cut: int, cfg: PromptConfig) -> Trunk
     what comes next reads this as well; ours has nothing between the parts. The task is RLPT's (arXiv 2509.19249).
     """
     stop = cut + cfg.horizon_tokens
-    after = window(document, epoch, stop, min(stop + cfg.after_tokens, len(document.ids)))
-    start = max(0, cut - cfg.context_tokens + len(after.ids))
-    before = window(document, epoch, start, stop)
-    context = len(after.ids) + cut - start
+    end = min(stop + cfg.after_tokens, len(document.ids))
+    start = max(0, cut - cfg.context_tokens + end - stop)
+    return rearranged(window(document, epoch, start, end), cut - start, stop - start)
+
+
+def rearranged(text: Trunk, at: int, stop: int) -> Trunk:
+    """Page text with its tokens [at, stop) at the end: what follows them, what precedes them, then they, held out."""
+    sizes = np.diff(text.offsets)
+    context = len(text.ids) - (stop - at)
     return replace(
-        before,
-        start=cut - context,
-        ids=concat(after.ids, before.ids),
-        offsets=concat(after.offsets[:-1], after.offsets[-1] + before.offsets),
+        text,
+        start=text.start + at - context,
+        ids=concat(text.ids[stop:], text.ids[:stop]),
+        offsets=concat([0], np.cumsum(concat(sizes[stop:], sizes[:stop]))),
         cuts=(context,),
     )
 

@@ -26,7 +26,7 @@ from rlpt.batch import (
     text_positions,
 )
 from rlpt.credit import Credit, Credited
-from rlpt.loss_terms import Terms
+from rlpt.loss_terms import Terms, mean_advantage
 from rlpt.mismatch import Extremes, raise_to
 from rlpt.objective import m2_threshold
 from rlpt.policy.policy import Readout, RowScores
@@ -122,6 +122,8 @@ class _Update:
     scoring: float = 0.0
     """Seconds spent on scores and rewards."""
     m2_threshold: float = math.inf
+    offset: float = 0.0
+    """Of a critic's advantages."""
 
     def __post_init__(self) -> None:
         wanted = self.wanted(continuations=False)
@@ -155,8 +157,13 @@ class _Update:
         credited = self._credited(rewarded, range(len(self.groups)))
         if self.stage.objective.mask == "m2":
             self.m2_threshold = self._threshold(credited)
+        parts, critic = self.parts(continuations=False), self.stage.objective.critic
+        if critic is not None and critic.centre:
+            batches = ((self._batch(part, False), credited.part(part)) for part in parts)
+            self.offset = mean_advantage(self.learner, self.stage, batches)
+            add(self.sums, {"critic/offset": (self.offset, 1.0)})
         self.scoring = time.perf_counter() - started
-        for part in self.parts(continuations=False):
+        for part in parts:
             self._backward(part, False, lambda _readout, _batch, part=part: credited.part(part))
         return rewarded, credited.advantage_PG
 
@@ -170,7 +177,8 @@ class _Update:
             add(self.sums, {"reward/admitted": (float(kept), float(len(reward_PG)))})
         advantage_PG = self.credit.advantages(reward_PG, kept_PG)
         count = self.credit.gold_count(self.groups, kept_PG)
-        return Credited(advantage_PG, weight_PG, self._gold(rewarded, weight_PG, kept_PG, count))
+        gold_PG = self._gold(rewarded, part, weight_PG, kept_PG, count)
+        return Credited(advantage_PG, weight_PG, gold_PG)
 
     def _controlled(self, rewarded: Rewarded, part: Sequence[int]) -> Float[np.ndarray, "P G"]:
         groups = [self.groups[p] for p in part]
@@ -180,6 +188,7 @@ class _Update:
     def _gold(
         self,
         rewarded: Rewarded,
+        part: Sequence[int],
         weight_PG: Float[np.ndarray, "P G"],
         kept_PG: Mask | None,
         count: float,
@@ -187,7 +196,8 @@ class _Update:
         if not self.stage.objective.gold_weight:
             return None
         assert rewarded.gold_PG is not None
-        return self.credit.gold_weights(rewarded.gold_PG, weight_PG, kept_PG, count)
+        groups = [self.groups[p] for p in part]
+        return self.credit.gold_weights(groups, rewarded.gold_PG, weight_PG, kept_PG, count)
 
     def _threshold(self, credited: Credited) -> float:
         """Of M2PO, over the actions of the whole step that count. Collective."""
@@ -249,7 +259,7 @@ class _Update:
     ) -> Credited:
         """The credit of one micro-batch, but for the factor that only the whole step knows."""
         advantage_PG = self.credit.unscaled(self._controlled(rewarded, part), rewarded.kept_PG)
-        gold_PG = self._gold(rewarded, weight_PG, rewarded.kept_PG, count)
+        gold_PG = self._gold(rewarded, part, weight_PG, rewarded.kept_PG, count)
         return Credited(advantage_PG, weight_PG, gold_PG)
 
     def _rescale(self, factor: float) -> float:
@@ -258,19 +268,21 @@ class _Update:
         self.sums["loss/policy"] = (loss * factor, count)
         return factor
 
-    def _backward(self, part: Sequence[int], continuations: bool, crediting: Crediting) -> None:
-        """Forward and backward of one micro-batch."""
-        groups = [self.groups[p] for p in part]
-        learner, wanted = self.learner, self.wanted(continuations)
-        batch = rollout_batch(
-            groups,
+    def _batch(self, part: Sequence[int], continuations: bool) -> RolloutBatch:
+        learner = self.learner
+        return rollout_batch(
+            [self.groups[p] for p in part],
             learner.markers,
             learner.world.device,
             learner.policy.layout,
-            wanted,
+            self.wanted(continuations),
             self.version,
             learner.temperature,
         )
+
+    def _backward(self, part: Sequence[int], continuations: bool, crediting: Crediting) -> None:
+        """Forward and backward of one micro-batch."""
+        learner, batch = self.learner, self._batch(part, continuations)
         reference_R = self.reference.rows(part, learner.world.device)
         terms = Terms(
             self.stage,
@@ -279,6 +291,7 @@ class _Update:
             self.m2_threshold,
             reference_R,
             learner.critic,
+            self.offset,
         )
 
         def read(readout: Readout) -> tuple[Tensor]:

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from rlpt import checkpoint, dist
 from rlpt.agreement import Trial
 from rlpt.checkpoint import Progress
-from rlpt.config import RunConfig, longest_branch
+from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.job import Subject, evaluate_subject
 from rlpt.exits import FaultError
 from rlpt.frames import Framer
+from rlpt.hints import HintedSupply, hint_of
+from rlpt.masker import MaskerSupply, masker_of
 from rlpt.mismatch import coarser, verdict
 from rlpt.mixture import stage_stream
 from rlpt.optim import adamw
@@ -71,7 +73,7 @@ class Session:
         check_shares(cfg, world, plan.layout)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
         engine = open_engine(
-            *(cfg.engine, cfg.policy, plan, cfg.thought, longest_branch(cfg.prompts, cfg.thought)),
+            *(cfg.engine, cfg.policy, plan, cfg.thought, cfg.longest_branch),
             *(str(shards.manifest.tokenizer_hash), cfg.run_dir / "engine", cfg.seed, world),
         )
         return cls(cfg, shards, plan, world, log, policy, engine)
@@ -199,11 +201,17 @@ class Session:
                     self.world,
                 )
             )
-        own = longest_branch(cfg.prompts, cfg.thought) - cfg.prompts.context_tokens
-        return Supply(
+        own = cfg.longest_branch - cfg.prompts.context_tokens
+        parts = (
             *(self.engine, stream, cfg.prompts, cfg.rollout, stage, self.markers, cfg.seed),
             *(stage.group_size * own, self.world, reward),
         )
+        if stage.hint is not None:
+            hint = hint_of(stage.hint, cfg.policy, self.shards, self.plan)
+            return HintedSupply(hint, reward, *parts)
+        if stage.masker is None:
+            return Supply(*parts)
+        return MaskerSupply(masker_of(cfg, stage.masker, self.shards, self.plan), *parts)
 
     def publish(self, step: int) -> None:
         """Send the weights to the engine, once per version."""

@@ -9,10 +9,13 @@ from rlpt.curriculum import (
     DifficultyWindow,
     DynamicSampling,
     EntropyCurriculum,
+    HintPass,
 )
 from rlpt.reward.base import Kit, Reward
 from rlpt.reward.gates import Gate, Gated
 from rlpt.reward.likelihood import LikelihoodReward
+from rlpt.reward.masker import Coupled, MaskerConfig, Placing
+from rlpt.reward.match import MatchReward
 from rlpt.reward.registry import RewardConfig
 from rlpt.terms import AdvantageConfig, Fraction, KLConfig, ObjectiveConfig, Rate
 from rlpt_data.strict import Strict
@@ -67,65 +70,6 @@ class UpdateConfig(Strict):
     trained one wherever both give the same weights, which a line in the log says."""
 
 
-class MismatchLimits(Strict):
-    """Limits on what the engine's log-probabilities differ by from the trainer's. `inf` (0 for a least value): none.
-
-    d = trainer - engine, in nats, of every sampled token; ratio = exp(d). `current_*`: tokens that the very weights of
-    the step sampled, where nothing but the engine can be the cause.
-    """
-
-    current_exp_abs_log_ratio: Annotated[float, Field(ge=1.0)]
-    """Most mean exp|d|."""
-    current_rms_log_ratio: Rate | None
-    """Most root mean square of d. Absent: what rounding explains (0.06 in bfloat16, 0.01 in float16, 0.005 in
-    float32)."""
-    current_k1: Rate
-    """Most absolute mean of d, beside four standard errors."""
-    k1: Rate
-    """Most absolute mean of d over all tokens."""
-    chi2: Rate
-    """Most mean ratio^2 - 1."""
-    ess: Fraction
-    """Least effective share of the sample: (sum ratio)^2 / (n sum ratio^2)."""
-    ratio_low: Fraction
-    """Least mean ratio."""
-    ratio_high: Annotated[float, Field(ge=1.0)]
-    """Most mean ratio."""
-
-
-class WarnLimits(MismatchLimits):
-    """Said once a run, counted in every step."""
-
-    current_exp_abs_log_ratio: Annotated[float, Field(ge=1.0)] = 1.05
-    current_rms_log_ratio: Rate | None = None
-    current_k1: Rate = 0.003
-    k1: Rate = 0.1
-    chi2: Rate = 1.0
-    ess: Fraction = 0.3
-    ratio_low: Fraction = 0.5
-    ratio_high: Annotated[float, Field(ge=1.0)] = 2.0
-
-
-class HaltLimits(MismatchLimits):
-    """Ends the run: a fault."""
-
-    current_exp_abs_log_ratio: Annotated[float, Field(ge=1.0)] = 1.5
-    current_rms_log_ratio: Rate | None = 1.0
-    current_k1: Rate = 0.1
-    k1: Rate = 0.5
-    chi2: Rate = 10.0
-    ess: Fraction = 0.1
-    ratio_low: Fraction = 0.25
-    ratio_high: Annotated[float, Field(ge=1.0)] = 4.0
-
-
-class MismatchConfig(Strict):
-    """The engine against the trainer: what is worth a warning, and what ends a run."""
-
-    warn: WarnLimits = WarnLimits()
-    halt: HaltLimits = HaltLimits()
-
-
 class StageBase(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
     steps: Positive
@@ -176,6 +120,10 @@ class RLStage(StageBase):
     """Which groups are sampled again; None: none."""
     difficulty: DifficultyWindow | None = None
     """Which documents are passed over; None: none."""
+    masker: MaskerConfig | None = None
+    """The policy proposes what it predicts, G spans a document (PretrainZero); None: cuts are the source's."""
+    hint: HintPass | None = None
+    """What is asked again with the answer in sight (STaR); None: nothing."""
     require_gain: float | None = None
     """Refuse to start the stage while the held-out mean gain is below this many nats per token."""
 
@@ -201,6 +149,8 @@ class RLStage(StageBase):
     def built(self, kit: Kit) -> Reward:
         """The reward behind its gates."""
         reward = self.reward.build(kit)
+        if self.masker is not None:
+            reward = Coupled(reward, Placing(self.masker, kit.markers.closer, kit.token_bytes))
         return Gated(reward, self.gates) if self.gates else reward
 
     def why_separate(self, whole: bool) -> str | None:
@@ -212,6 +162,8 @@ class RLStage(StageBase):
             return reason
         if self.objective.mask == "m2":
             return "objective.mask = 'm2' needs the ratios of the whole step"
+        if self.objective.critic is not None and self.objective.critic.centre:
+            return "objective.critic.centre needs the values of the whole step"
         if whole:
             return None
         if self.reward_control == "random":
@@ -274,6 +226,8 @@ class RLStage(StageBase):
             raise ValueError(
                 f"group_size = {self.group_size}: advantages compare siblings, so it must be >= 2"
             )
+        if self.group_size < 2 and self.reward_control == "permuted":
+            raise ValueError("reward_control = 'permuted' permutes siblings: set group_size >= 2")
         if self.reward.compares and any(gate.kind == "mask_truncated" for gate in self.gates):
             raise ValueError(
                 "gates: mask_truncated leaves out thoughts that log_mean_exp and rank compare with their siblings; use "
@@ -320,6 +274,45 @@ class RLStage(StageBase):
                 f"reward {self.reward.kind} has a sign and so no pass rate; use difficulty.signal = 'gain_quantile', "
                 "without sampling.no_positive_resampling"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _masks_can_be_rewarded(self) -> "RLStage":
+        if self.masker is None:
+            return self
+        chosen = (self.sampling, self.difficulty, self.curriculum)
+        for wrong, remedy in (
+            (self.reward != MatchReward(kind="match", how="span"), "set reward = { kind = 'match', how = 'span' }"),
+            (self.group_size < 2, "set group_size >= 2: of one prediction no mask is hard and possible"),
+            (any(chosen), "leave out sampling, difficulty and curriculum (advantage.min_std leaves out groups)"),
+            (self.objective.next_token_weight > 0, "set objective.next_token_weight = 0: masks repeat their paragraph"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(f"[stage.masker]: {remedy}")
+        return self
+
+    @model_validator(mode="after")
+    def _hinted_thoughts_can_be_learned(self) -> "RLStage":
+        if self.hint is None:
+            return self
+        baseline = self.advantage.baseline != "none" or self.advantage.scale != "none"
+        chosen = (self.sampling, self.difficulty, self.masker)
+        shifts = any(
+            gate.kind in ("length_budget", "soft_overlong")
+            or (gate.kind == "format" and gate.value)
+            for gate in self.gates
+        )
+        for wrong, remedy in (
+            (shifts, "takes what has a reward above 0 for right: leave out gates that add or take away"),
+            (self.reward.passes(False, False) != (0, 0), "looks at rewards early: use a match, an overlap or a judge"),
+            (self.objective.ratio != "none", "samples after another prompt: set objective.ratio = 'none'"),
+            (baseline, "teaches what is right alone: set advantage = { baseline = 'none' }"),
+            (self.objective.critic is not None, "teaches what is right alone: leave out objective.critic"),
+            (self.kl.reference != "none", "has log-probabilities of another prompt: set kl.reference = 'none'"),
+            (any(chosen), "leave out sampling, difficulty and masker: what they would see is hinted"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(f"[stage.hint] {remedy}")
         return self
 
     @model_validator(mode="after")

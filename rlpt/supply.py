@@ -22,7 +22,7 @@ from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import Row
 from rlpt.screen import Screen
 from rlpt.stages import RLStage
-from rlpt.types import Markers, Sums
+from rlpt.types import Markers, Prompt, Sums, Trunk
 from rlpt_data.strict import UserError
 
 _ROUNDS = 3
@@ -168,11 +168,14 @@ class Supply:
             self.stream, due, self.cfg, self.seed, self.branch_tokens, self.world
         )
         lots = [
-            Lot(at, prompts_of(self.pool.left(each), self.cfg, self.markers), budget=self.budget)
+            Lot(at, self._prompts(each), budget=self.budget)
             for at, each in zip(positions, trunks, strict=True)
         ]
         self._submit(lots)
         self.waiting += lots
+
+    def _prompts(self, trunk: Trunk) -> list[Prompt]:
+        return prompts_of(self.pool.left(trunk), self.cfg, self.markers)
 
     def _due(self, count: int) -> list[int]:
         """The next positions that the pool does not pass over, the same on every rank."""

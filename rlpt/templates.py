@@ -82,8 +82,26 @@ class InlineFrame(Strict):
     most_after: ClassVar[int] = 0
     """Tokens after page text that are neither thought nor text, at most."""
 
+    def asking(self, instruction: str) -> "AskedFrame":
+        """The frame of another task."""
+        return AskedFrame(instruction)
+
 
 INLINE = InlineFrame()
+
+
+class AskedFrame(NamedTuple):
+    """Page text, then the words that ask a policy without instructions for another task; then it thinks."""
+
+    words: str
+
+    @property
+    def most_before(self) -> int:
+        return 0
+
+    @property
+    def most_after(self) -> int:
+        return len(self.words.encode())
 
 
 class ChatFrame(Strict):
@@ -122,6 +140,10 @@ class ChatFrame(Strict):
         if bool(self.answer_open) != bool(self.answer_close):
             raise ValueError("answer_open and answer_close go together; set both or neither")
         return self
+
+    def asking(self, instruction: str) -> "ChatFrame":
+        """The frame of another task: another instruction."""
+        return self.model_copy(update={"instruction": instruction})
 
     @property
     def known(self) -> Template:

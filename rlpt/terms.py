@@ -59,6 +59,12 @@ class CriticConfig(Strict):
     """Of the mean of (V - return)^2 / 2 over actions."""
     gae_lambda: Fraction = 0.95
     gamma: Fraction = 1.0
+    heads: Literal[1, 2] = 1
+    """2: twin critics. Each starts from a draw of its own and learns from its own returns; the advantage is the mean of
+    theirs, because the lower value of both would add to all advantages what `centre` takes out."""
+    centre: bool = False
+    """Subtract the mean advantage of all actions of the step, which a critic has and siblings do not; where updates are
+    clipped such an offset drifts. It takes a pass over the step for the values alone."""
 
 
 class ObjectiveConfig(Strict):
@@ -94,7 +100,7 @@ class ObjectiveConfig(Strict):
 
     critic: CriticConfig | None = None
     """PPO's value head. A rollout's reward comes with its last action, so advantages need no siblings: set
-    advantage.baseline = "none"."""
+    advantage.baseline = "none"; group_size = 1 will do."""
 
     @property
     def fused(self) -> bool:

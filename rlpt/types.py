@@ -171,6 +171,8 @@ class Group:
     rollouts: tuple[Rollout, ...]
     budget: int | None = None
     """Most tokens of a thought when they were sampled; engines know it."""
+    hinted: bool = False
+    """Whether the prompt showed the held-out text when they were sampled; their log-probabilities are of that one."""
 
 
 @dataclass(frozen=True)

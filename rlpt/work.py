@@ -1,6 +1,7 @@
 """The parts of one stage: what learns, where documents come from, and what rewards thoughts."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,15 +91,21 @@ class Outfit:
 
     def learner_with_reference(self) -> Learner:
         """The learner with its value head, told what KL is held against and how much its scores are rounded."""
-        if self.stage.objective.critic is not None:
+        if (critic := self.stage.objective.critic) is not None:
             width = self.plan.config.hidden_size
-            self.learner.critic = Critic(width, self.stage.optimizer, self.world)
+            optimizer = self.stage.optimizer
+            self.learner.critic = Critic(width, optimizer, self.world, critic.heads, self.cfg.seed)
         name, tokens = self.stage.kl.reference, self.stage.micro_batch_tokens
         if name != "none":
             self.learner.reference = action_scorer(self.copies[name], self.learner, tokens)
-        horizon = self.cfg.prompts.horizon_tokens
-        self.learner.noise = ROUNDING[self.cfg.policy.compute_dtype] / horizon**0.5
+        self.learner.noise = self._noise
         return self.learner
+
+    @property
+    def _noise(self) -> float:
+        """What rounding makes of a mean over the continuation."""
+        horizon = self.cfg.prompts.horizon_tokens
+        return ROUNDING[self.cfg.policy.compute_dtype] / horizon**0.5
 
     def reward(self) -> Reward:
         """The stage's reward behind its gates."""
@@ -109,7 +116,9 @@ class Outfit:
         }
         separator = self._foreign(scorers, tokens)
         centred = self.stage.cancels_baselines
-        return self.stage.built(Kit(scorers, markers, centred, self._token_bytes, separator))
+        token_bytes = partial(self.plan.token_bytes, self.shards)
+        kit = Kit(scorers, markers, centred, token_bytes, separator, self._noise)
+        return self.stage.built(kit)
 
     def _foreign(self, scorers: dict[str, Scorer], tokens: int) -> Ids | None:
         """Add another model's scorer, if the reward names one; what stands for the markers there."""
@@ -119,8 +128,3 @@ class Outfit:
         model = foreign(cfg.path, self.plan, self.cfg.longest_path, self.world)
         scorers["foreign"] = Scorer(model, (), self.world, tokens)
         return np.array(encoded(cfg.separator, self.shards), dtype=np.int64)
-
-    def _token_bytes(self) -> list[bytes]:
-        """Of every id of the policy; the markers and spare rows stand for no text."""
-        known = self.shards.token_bytes()
-        return [*known, *[b""] * (self.plan.vocabulary.size - len(known))]

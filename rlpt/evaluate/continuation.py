@@ -13,9 +13,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from rlpt import dist
-from rlpt.config import Control
 from rlpt.evaluate.controls import ANY_SAMPLE, Lineup, Partners, named_prefix
 from rlpt.evaluate.records import NO_THINK, OWN, Record
+from rlpt.observe import Control
 from rlpt.reward.base import bare_scores
 from rlpt.types import Branch, Group, Markers, Prompt, Scores, Trunk, concat
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int
 
 from rlpt import rng
-from rlpt.config import Control
 from rlpt.evaluate.records import NULL, OWN, WRONG, WRONG_NO_THINK
+from rlpt.observe import Control
 from rlpt.types import Branch, Markers, Prompt, bare_branch, thought_branch
 from rlpt_data.strict import UserError
 

@@ -5,24 +5,34 @@ from typing import Any
 import numpy as np
 
 from rlpt.config import PolicyConfig
-from rlpt.templates import TEMPLATES, ChatFrame, InlineFrame, split
+from rlpt.templates import TEMPLATES, AskedFrame, ChatFrame, InlineFrame, split
 from rlpt.types import Frame
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 
 def frame_of(
-    cfg: InlineFrame | ChatFrame,
+    cfg: InlineFrame | ChatFrame | AskedFrame,
     policy: PolicyConfig,
     shards: ShardFolder,
     tokenizer: dict[str, Any],
+    instruction: str = "prompts.frame.instruction",
 ) -> Frame:
-    """The ids of a frame. Raises UserError where the tokenizer lacks a special token, or a text spells one."""
+    """The ids of a frame. Raises UserError where the tokenizer lacks a special token, or a text spells one.
+
+    ``instruction``: the key of the configuration that has the frame's.
+    """
     if isinstance(cfg, InlineFrame):
         return Frame()
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+    special = {policy.opener, policy.closer, *added}
+    if isinstance(cfg, AskedFrame):
+        check_text(instruction, cfg.words, special)
+        return Frame(tail=tuple(int(index) for index in shards.encode(cfg.words)))
     _check_specials(cfg, added)
-    _check_texts(cfg, {policy.opener, policy.closer, *added})
+    check_text(instruction, cfg.instruction, special)
+    for name in ("system", "prefill", "bridge", "answer_open", "answer_close"):
+        check_text(f"prompts.frame.{name}", getattr(cfg, name), special)
     head, tail, lead, prefill, bridge = (_encoded(each, cfg, added, shards) for each in cfg.pieces)
     answer = (cfg.answer_open.encode(), cfg.answer_close.encode()) if cfg.answer_open else None
     return Frame(head, tail, lead, prefill, bridge, answer)
@@ -37,15 +47,12 @@ def _check_specials(cfg: ChatFrame, added: dict[str, int]) -> None:
         )
 
 
-def _check_texts(cfg: ChatFrame, special: set[str]) -> None:
+def check_text(where: str, text: str, special: set[str]) -> None:
     """A special token that a text spells would be letters; whoever wrote it meant something else."""
-    for name in ("system", "instruction", "prefill", "bridge", "answer_open", "answer_close"):
-        spelt = [each for each in sorted(special) if each in getattr(cfg, name)]
-        if spelt:
-            raise UserError(
-                f"prompts.frame.{name}: contains {spelt[0]!r}, which only the template and the thought itself write; "
-                "leave it out"
-            )
+    if spelt := [each for each in sorted(special) if each in text]:
+        raise UserError(
+            f"{where}: contains {spelt[0]!r}, which only the template and the thought itself write; leave it out"
+        )
 
 
 def _encoded(

@@ -45,6 +45,11 @@ class Blueprint:
     note: str
     """Why this layout."""
 
+    def token_bytes(self, shards: ShardFolder) -> list[bytes]:
+        """Of every id of the policy; the markers and spare rows stand for no text."""
+        known = shards.token_bytes()
+        return [*known, *[b""] * (self.vocabulary.size - len(known))]
+
 
 def blueprint(
     cfg: PolicyConfig,

@@ -111,6 +111,8 @@ class Kit:
     """Bytes of every id, b"" for ids that stand for no text."""
     separator: Ids | None = None
     """What stands for both markers where "foreign" has none of its own."""
+    noise: float = 0.0
+    """Standard deviation that rounding alone gives a mean over the continuation; 0: exact."""
 
 
 def joined(parts: Sequence[Rewarded], places: Sequence[Sequence[int]]) -> Rewarded:

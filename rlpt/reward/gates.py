@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class FormatGate(Strict):
-    """Rollouts of bad form get ``value`` instead of their reward."""
+    """Rollouts of bad form get ``value`` instead of their reward; the gold text after them is not learned."""
 
     kind: Literal["format"]
     closed: bool = True
@@ -108,6 +108,14 @@ def kept(groups: Sequence[Group], gates: Sequence[Gate]) -> Bool[np.ndarray, "P 
     if not any(gate.kind == "mask_truncated" for gate in gates):
         return None
     return _each(groups, lambda rollout: rollout.finish != "budget")
+
+
+def well_formed(groups: Sequence[Group], gates: Sequence[Gate]) -> Bool[np.ndarray, "P G"] | None:
+    """Rollouts whose form every format gate takes; None: all."""
+    tests = [gate.well_formed for gate in gates if gate.kind == "format"]
+    if not tests:
+        return None
+    return _each(groups, lambda rollout: all(test(rollout) for test in tests))
 
 
 def gated(rewarded: Rewarded, groups: Sequence[Group], gates: Sequence[Gate]) -> Rewarded:

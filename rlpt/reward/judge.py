@@ -1,6 +1,7 @@
 """Judge reward: another model reads prediction and held-out text, and says 0 or 1.
 
-The rule that must not be broken: a verdict that did not come is counted and masked, never a reward.
+The rule that must not be broken: a verdict that did not come is counted and masked, never a reward. One that came is
+remembered: dynamic sampling looks at rewards before the step that is rewarded, and asks once.
 """
 
 import hashlib
@@ -8,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple
 
@@ -24,6 +25,8 @@ from rlpt.types import Group
 from rlpt_data.strict import UserError
 
 Positive = Annotated[int, Field(ge=1)]
+REMEMBERED = 65_536
+"""Most verdicts in memory, a digest and a score each: more than a step has on one rank."""
 
 
 class JudgeReward(RewardBase):
@@ -89,6 +92,11 @@ class Pair(NamedTuple):
     prediction: str
     gold: str
 
+    @property
+    def key(self) -> str:
+        """A digest of both texts: neither can contain it."""
+        return hashlib.sha256("\0".join(self).encode()).hexdigest()[:32]
+
 
 class Verdict(NamedTuple):
     score: float | None
@@ -128,10 +136,9 @@ _VERDICT = re.compile(r"[\s*_`]*score[\s*_`]*:[\s*_`]*([01])[\s*_`.]*", re.IGNOR
 
 
 def question(pair: Pair, criterion: str) -> str:
-    """What the judge is asked. The key is a digest of both texts: neither can contain it, and a question repeats."""
-    key = hashlib.sha256("\0".join(pair).encode()).hexdigest()[:32]
-    assert key not in pair.prediction + pair.gold
-    return _QUESTION.format(key=key, criterion=_CRITERIA[criterion], **pair._asdict())
+    """What the judge is asked, in lines that carry the pair's key: a question repeats."""
+    assert pair.key not in pair.prediction + pair.gold
+    return _QUESTION.format(key=pair.key, criterion=_CRITERIA[criterion], **pair._asdict())
 
 
 def verdict_of(answer: str) -> Verdict:
@@ -151,6 +158,8 @@ class Judge:
     kit: Kit
     ask: Callable[[str], str]
     """Question -> answer; raises UnansweredError."""
+    remembered: dict[str, Verdict] = field(default_factory=dict)
+    """By the key of a pair, the oldest first."""
 
     @cached_property
     def _token_bytes(self) -> Sequence[bytes]:
@@ -182,10 +191,11 @@ class Judge:
 
     def _verdicts(self, counts: Counter[Pair], total: int) -> dict[Pair, Verdict]:
         """Of every pair, asked once. Raises FaultError as soon as too many of ``total`` rollouts have none."""
-        found: dict[Pair, Verdict] = {}
+        keys = {pair: pair.key for pair in counts}
+        found = {p: self.remembered[key] for p, key in keys.items() if key in self.remembered}
         lost = 0
         with ThreadPoolExecutor(self.cfg.concurrency) as pool:
-            asked = {pool.submit(self._verdict, pair): pair for pair in counts}
+            asked = {pool.submit(self._verdict, p): p for p in counts if p not in found}
             for done in as_completed(asked):
                 pair, verdict = asked[done], done.result()
                 found[pair] = verdict
@@ -197,7 +207,14 @@ class Judge:
                         f"max_failed_share = {self.cfg.max_failed_share:g} ({verdict.cause}); see to the judge, and "
                         "repeat the command to go on from the last checkpoint"
                     )
+        self._remember({keys[pair]: verdict for pair, verdict in found.items()})
         return found
+
+    def _remember(self, verdicts: dict[str, Verdict]) -> None:
+        """Those that came; one that did not is asked for again."""
+        self.remembered.update({key: v for key, v in verdicts.items() if v.lost is None})
+        for key in list(self.remembered)[: max(0, len(self.remembered) - REMEMBERED)]:
+            del self.remembered[key]
 
     def _verdict(self, pair: Pair) -> Verdict:
         try:

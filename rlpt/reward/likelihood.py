@@ -124,6 +124,12 @@ class LikelihoodReward(RewardBase):
             raise ValueError(
                 "reward.aggregate = 'log_mean_exp' compares siblings and is centred: set baseline = 'none', no shapes"
             )
+        by_noise = [s.kind == "rank" and s.ties == "noise" for s in self.shapes]
+        if any(by_noise[1:]) or (any(by_noise) and not self.averages):
+            raise ValueError(
+                "reward.shapes, rank: ties = 'noise' is the rounding of a mean over the continuation: put rank first, "
+                "with aggregate = 'mean', 'mean_probability' or 'geometric_mean'"
+            )
         if self.aggregate == "hardness_weighted" and self.baseline == "none":
             raise ValueError(
                 "reward.aggregate = 'hardness_weighted' weighs tokens by a baseline: name one, e.g. 'frozen'"
@@ -141,7 +147,7 @@ class Likelihood:
     def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
         thought, no_think = policy if policy is not None else self._policy(groups)
         own = thought if self._is_policys else self._thoughts(self.cfg.scorer, groups)
-        lengths = Lengths.of(groups)
+        lengths = Lengths.of(groups, self.kit.noise)
         gold_PG = _totals(thought, groups)
         gain_PG = gain(gold_PG, _sums(no_think), lengths.tokens_P)
         reward_PG = shaped(self._unshaped(groups, own, no_think), self.cfg.shapes, lengths)

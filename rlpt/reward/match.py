@@ -67,9 +67,9 @@ class Compared:
         return self.kit.token_bytes()
 
     def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
-        reward_PG = np.array(
-            [[self._value(group, g) for g in range(len(group.rollouts))] for group in groups]
-        )
+        width = len(groups[0].rollouts) if groups else 0
+        values = [self._value(group, g) for group in groups for g in range(width)]
+        reward_PG = np.array(values, dtype=np.float64).reshape(len(groups), width)
         return Rewarded(reward_PG, mean_of(f"reward/{self.name}", reward_PG))
 
     def _value(self, group: Group, g: int) -> float:

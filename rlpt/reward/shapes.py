@@ -25,12 +25,15 @@ class Lengths:
 
     tokens_P: Float[np.ndarray, " P"]
     bytes_P: Float[np.ndarray, " P"]
+    noise: float = 0.0
+    """Standard deviation that rounding alone gives a mean over the continuation."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group]) -> "Lengths":
+    def of(cls, groups: Sequence[Group], noise: float = 0.0) -> "Lengths":
         prompts = [group.prompt for group in groups]
         tokens = np.array([prompt.horizon for prompt in prompts], dtype=np.float64)
-        return cls(tokens, np.array([p.continuation_bytes for p in prompts], dtype=np.float64))
+        held_out = np.array([p.continuation_bytes for p in prompts], dtype=np.float64)
+        return cls(tokens, held_out, noise)
 
 
 class Relu(Strict):
@@ -105,11 +108,15 @@ class Rank(Strict):
     """
 
     kind: Literal["rank"]
+    ties: Literal["exact", "noise"] = "exact"
+    """noise: any two that the rounding of the policy's dtype might make of one mean over the continuation tie."""
     affine: ClassVar[bool] = False
 
     def __call__(self, reward_PG: Values, lengths: Lengths) -> Values:
-        above_PG = (reward_PG[:, None, :] > reward_PG[:, :, None]).sum(axis=2)
-        tied_PG = (reward_PG[:, None, :] == reward_PG[:, :, None]).sum(axis=2) - 1
+        ahead_PGG = reward_PG[:, None, :] - reward_PG[:, :, None]
+        least = lengths.noise if self.ties == "noise" else 0.0
+        above_PG = (ahead_PGG > least).sum(axis=2)
+        tied_PG = (np.abs(ahead_PGG) <= least).sum(axis=2) - 1
         size = reward_PG.shape[1]
         return (size - above_PG - tied_PG / 2) / size
 

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from rlpt import dist
-from rlpt.config import PolicyConfig, RunConfig, ThoughtConfig, longest_branch
+from rlpt.config import PolicyConfig, RunConfig, ThoughtConfig
 from rlpt.console import say
 from rlpt.dist import together
 from rlpt.engines import EngineConfig, VLLMConfig
@@ -276,7 +276,7 @@ def serve_engine(cfg: RunConfig, host: str, port: int) -> None:
         cfg.policy,
         plan,
         cfg.thought,
-        longest_branch(cfg.prompts, cfg.thought),
+        cfg.longest_branch,
         tokenizer,
         folder,
         cfg.seed,

@@ -72,6 +72,8 @@ def test_resolution_is_the_border_of_agreement():
     assert agreeing(reward_PG, 1e-2).tolist() == [True]
     assert agreeing(reward_PG, 1e-4).tolist() == [False]
     assert agreeing(np.array([[1e9, 1e9 * (1 + 2e-16)]]), 0.0).tolist() == [True]
+    assert agreeing(np.array([[-1e9, -1e9 * (1 + 2e-16)]]), 0.0).tolist() == [True]
+    assert agreeing(np.zeros((1, 2)), 0.0).tolist() == [True]
     assert plain(reward_PG, "group_mean", resolution=1e-2).tolist() == [[0.0, 0.0]]
     assert plain(reward_PG, "group_mean", resolution=0.0).tolist() == [[-5e-4, 5e-4]]
 
@@ -121,6 +123,13 @@ def test_moments_are_mean_and_population_std(reward_PG):
 def test_moments_of_ranks_add_up_also_around_a_mean_that_is_not_zero():
     whole = batch_moments(GROUPS_PG[:1]) + batch_moments(GROUPS_PG[1:])
     assert (whole.count, whole.mean, whole.std) == (8.0, GROUPS_PG.mean(), GROUPS_PG.std())
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_the_std_of_a_batch_has_the_unit_of_its_rewards(unit):
+    """Rewards may be probabilities of long texts; a spread of 1e-5 of their size is no rounding."""
+    moments = batch_moments(unit * np.array([[1.0 + 1e-5, 1.0 - 1e-5]]))
+    assert moments.std == pytest.approx(1e-5 * unit, rel=1e-4)
 
 
 def test_a_batch_without_spread_or_without_rewards_has_std_zero():

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from rlpt.reward import aggregates
+from rlpt.reward.base import Kit, PolicyScores
+from rlpt.reward.likelihood import LikelihoodReward
 from rlpt.reward.shapes import (
     Buckets,
     Clip,
@@ -21,6 +23,7 @@ from rlpt.reward.shapes import (
     Tanh,
     shaped,
 )
+from rlpt.types import Group, Markers, Prompt, Rollout, Scores, Trunk
 
 P_GC = np.array([[0.5, 0.25], [0.1, 0.9], [0.8, 0.2]])
 LOGP_GC = np.log(P_GC)
@@ -52,6 +55,9 @@ def test_hard_tokens_weigh_more():
     base_C = np.log([0.5, 0.125])
     found_G = aggregates.hardness_weighted(LOGP_GC, base_C)
     assert found_G == pytest.approx([0.25 * a + 0.75 * b for a, b in P_GC], rel=1e-12)
+    # A base that is surer of both has the same opinion of which is harder.
+    surer_G = aggregates.hardness_weighted(LOGP_GC, base_C / 8)
+    assert surer_G == pytest.approx(found_G, rel=1e-12)
     certain_G = aggregates.hardness_weighted(LOGP_GC, np.zeros(2))
     assert certain_G == pytest.approx(aggregates.mean_probability(LOGP_GC))
 
@@ -85,6 +91,40 @@ def test_every_shape_by_hand():
     ]
     for shape, expected in cases:
         assert shape(reward_PG, ONE)[0] == pytest.approx(expected, rel=1e-12), shape.kind
+
+
+def test_what_rounding_might_part_ties():
+    """1.00 and 1.04 tie at a noise of 0.05, and 1.04 and 1.08, but not the first and the last; 2 is the best."""
+    lengths, value_PG = Lengths(ONE.tokens_P, ONE.bytes_P, 0.05), np.array([[1.0, 1.04, 1.08, 2.0]])
+    found_PG = Rank(kind="rank", ties="noise")(value_PG, lengths)
+    np.testing.assert_allclose(found_PG, [[(4 - 2.5) / 4, (4 - 2) / 4, (4 - 1.5) / 4, 1.0]])
+    assert Rank(kind="rank")(value_PG, lengths).tolist() == [[0.25, 0.5, 0.75, 1.0]]
+    for aggregate, shapes in (("sum", ("rank",)), ("mean", ("scale", "rank"))):
+        tables = {
+            "rank": {"kind": "rank", "ties": "noise"},
+            "scale": {"kind": "scale", "factor": 2},
+        }
+        with pytest.raises(ValueError, match="put rank first"):
+            LikelihoodReward.model_validate(
+                {"aggregate": aggregate, "shapes": tuple(tables[name] for name in shapes)}
+            )
+
+
+def test_the_noise_of_a_rank_is_that_of_the_run():
+    """Means of -1 and -1.01 differ by more than 0.009 and by no more than 0.02."""
+    trunk = Trunk("d", "", 0, 0, np.arange(6), np.arange(7), (4,))
+    rollout = Rollout(
+        np.zeros(1, int), np.ones(1, bool), np.zeros(1, np.float32), np.zeros(1, int), 0, "closer"
+    )
+    group = Group(Prompt(trunk, 4, 2, np.arange(5), np.arange(5)), (rollout, rollout))
+    logps = [np.array([-1.0, second], dtype=np.float32) for second in (-1.0, -1.02, -1.0)]
+    one, other, bare = (Scores(logp, np.zeros(2, int)) for logp in logps)
+    for noise, expected in ((0.009, [1.0, 0.5]), (0.02, [0.75, 0.75])):
+        reward = LikelihoodReward(shapes=(Rank(kind="rank", ties="noise"),)).build(
+            Kit({}, Markers(7, 8), centred=True, noise=noise)
+        )
+        found = reward([group], PolicyScores([one, other], [bare]))
+        assert found.reward_PG.tolist() == [expected]
 
 
 def test_ties_share_the_mean_of_their_ranks():

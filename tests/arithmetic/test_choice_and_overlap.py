@@ -13,6 +13,7 @@ from rlpt.types import Branch, Frame, Group, Markers, Prompt, Rollout, Scores, T
 
 MARKERS = Markers(opener=90, closer=91)
 WORDS = {1: b"the", 2: b" cat", 3: b" sat", 4: b" on", 5: b" mat", 6: b" ", 7: b"<a>", 8: b"</a>"}
+WORDS[MARKERS.closer] = b"</think>"
 TEXT = [WORDS.get(index, b"") for index in range(92)]
 
 
@@ -74,9 +75,11 @@ class ByFirst:
 
     def __init__(self, known: dict[int, float]) -> None:
         self.known = known
+        self.asked: list[int] = []
 
     def branches(self, pairs: Sequence[tuple[Trunk, Branch]]) -> list[Scores]:
         firsts = [int(branch.ids[branch.score_start]) for _, branch in pairs]
+        self.asked += firsts
         return [
             Scores(np.array([self.known[n], 0.0], np.float32), np.zeros(2, int)) for n in firsts
         ]
@@ -98,6 +101,15 @@ def test_a_choice_compares_gold_with_its_own_context(gold, context, reward):
         scorers={"policy": scorer},
     )
     assert found == [[reward, reward]]
+
+
+def test_as_many_options_are_scored_as_were_asked_for():
+    """Of each of two rollouts: the gold text, and two stretches at the ends of the context."""
+    scorer = ByFirst(dict.fromkeys(range(52), 0.0))
+    cfg = ChoiceReward(kind="choice", options=3)
+    rewards(cfg, group(range(10), [50, 51], [], []), scorers={"policy": scorer})
+    assert scorer.asked == [50, 0, 8] * 2
+    assert cfg.passes(read=False, centred=True) == (3, 0)
 
 
 @pytest.mark.parametrize(

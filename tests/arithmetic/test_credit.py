@@ -52,9 +52,10 @@ def test_admission_looks_at_the_rollouts_that_count_and_at_the_noise():
     by_noise = credit(noise=0.4, advantage={"min_std": "noise"}).admitted(REWARD_PG, KEPT_PG)
     assert by_noise is not None
     assert by_noise.tolist() == [[True, True, False], [False] * 3]
-    above = credit(noise=0.6, advantage={"min_std": "noise"}).admitted(REWARD_PG, KEPT_PG)
-    assert above is not None
-    assert not above.any()
+    for noise in (0.5, 0.6):
+        none = credit(noise=noise, advantage={"min_std": "noise"}).admitted(REWARD_PG, KEPT_PG)
+        assert none is not None
+        assert not none.any()
 
 
 def test_the_std_of_the_batch_divides_before_the_clip():
@@ -66,7 +67,22 @@ def test_the_std_of_the_batch_divides_before_the_clip():
     clipped = credit(advantage=cfg | {"clip": 1.0}).advantages(REWARD_PG)
     np.testing.assert_allclose(clipped, np.clip(centred / std, -1, 1))
     silent_PG = np.ones((2, 3))
-    assert not credit(advantage=cfg).advantages(silent_PG).any()
+    for baseline in ("group_mean", "none"):
+        assert not credit(advantage=cfg | {"baseline": baseline}).advantages(silent_PG).any()
+
+
+def test_each_group_may_have_a_scale_of_its_own():
+    """-2, -1, 3 over their std sqrt(14 / 3), or over the mean reward of 3; 0, 0, 0.3: over 0.1."""
+    by_std = credit(advantage={"baseline": "group_mean", "scale": "group_std"})
+    found_PG = by_std.advantages(REWARD_PG)
+    np.testing.assert_allclose(found_PG[0], np.array([-2, -1, 3]) / (14 / 3) ** 0.5)
+    np.testing.assert_allclose(found_PG.std(axis=1), 1.0)
+    by_mean = credit(
+        reward={"kind": "match"}, advantage={"baseline": "group_mean", "scale": "group_mean"}
+    )
+    np.testing.assert_allclose(
+        by_mean.advantages(REWARD_PG), [[-2 / 3, -1 / 3, 1.0], [-1.0, -1.0, 2.0]]
+    )
 
 
 def test_the_std_of_the_batch_is_that_of_the_rollouts_that_count():
@@ -108,8 +124,9 @@ def test_denominators_count_what_is_kept(aggregate, expected):
     kept_PG = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 1]], dtype=bool)
     made = groups((1, 2, 5), (3, 3, 3), (2, 2, 2))
     objective = {"aggregate": aggregate, "constant_tokens": 10.0}
-    found_PG = credit(objective=objective).weights(made, kept_PG)
-    np.testing.assert_allclose(found_PG, expected, rtol=1e-12)
+    step = credit(objective=objective)
+    np.testing.assert_allclose(step.weights(made, kept_PG), expected, rtol=1e-12)
+    np.testing.assert_array_equal(step.weights(made), step.weights(made, np.ones((3, 3), bool)))
 
 
 def test_the_gold_term_is_a_mean_over_the_text_after_rollouts_that_count():
@@ -118,17 +135,42 @@ def test_the_gold_term_is_a_mean_over_the_text_after_rollouts_that_count():
     made, gold_PG = groups((1, 1, 1), (1, 1, 1)), np.log([[0.5, 0.2, 0.1], [0.1, 0.2, 0.4]])
     for kept_PG, count in ((KEPT_PG, 10.0), (None, 12.0)):
         assert step.gold_count(made, kept_PG) == count
-        found_PG = step.gold_weights(gold_PG, np.ones((2, 3)), kept_PG, count)
+        found_PG = step.gold_weights(made, gold_PG, np.ones((2, 3)), kept_PG, count)
         expected = np.where(KEPT_PG if kept_PG is not None else True, 0.7 / count, 0.0)
         np.testing.assert_allclose(found_PG, expected)
     assert credit().gold_count(made, None) == 0.0
+    # One token in all weighs as much as the whole term, none weighs nothing.
+    alone_PG = np.array([[True, False, False], [False] * 3])
+    one_PG = step.gold_weights(made, gold_PG, gold_PG, alone_PG, 1.0)
+    assert one_PG.tolist() == [[0.7, 0.0, 0.0], [0.0] * 3]
+    assert not step.gold_weights(made, gold_PG, gold_PG, alone_PG & False, 0.0).any()
 
 
 def test_probable_gold_text_shares_the_denominator_of_the_thoughts():
     step = credit(objective={"gold_weight": 0.5, "gold": "probability", "aggregate": "constant"})
     gold_PG, weight_PG = np.log([[0.5, 0.2, 0.1]]), np.array([[0.25, 0.25, 0.0]])
-    found_PG = step.gold_weights(gold_PG, weight_PG, KEPT_PG[:1], 0.0)
+    found_PG = step.gold_weights(groups((1, 1, 1)), gold_PG, weight_PG, KEPT_PG[:1], 0.0)
     np.testing.assert_allclose(found_PG, [[0.0625, 0.025, 0.0]])
+
+
+def test_gold_text_after_a_thought_of_bad_form_is_not_learned():
+    """Thoughts of 0, 1 and 2 tokens, one at least: the first is bad form. Its share of the bound is not dealt out."""
+    made, gold_PG = groups((1, 2, 3)), np.log([[0.5, 0.2, 0.1]])
+    gates = ({"kind": "format", "closed": False, "min_thought_tokens": 1},)
+    mean = credit(objective={"gold_weight": 0.8}, gates=gates)
+    assert mean.gold_count(made, None) == 4.0
+    found_PG = mean.gold_weights(made, gold_PG, np.ones((1, 3)), None, 4.0)
+    np.testing.assert_allclose(found_PG, [[0.0, 0.2, 0.2]])
+    cfg = {"gold_weight": 0.8, "aggregate": "constant"}
+    for gold, kept_PG, expected in (
+        ("softmax", None, [0.0, 0.8 * 0.2 / 0.8, 0.8 * 0.1 / 0.8]),
+        ("softmax", KEPT_PG[:1], [0.0, 0.8 * 0.2 / 0.7, 0.0]),
+        ("probability", None, [0.0, 0.8 * 0.2, 0.8 * 0.1]),
+    ):
+        step = credit(objective=cfg | {"gold": gold}, gates=gates)
+        found_PG = step.gold_weights(made, gold_PG, np.ones((1, 3)), kept_PG, 0.0)
+        np.testing.assert_allclose(found_PG, [expected], err_msg=gold)
+    assert mean.gold_count(made, KEPT_PG[:1]) == 2.0
 
 
 def test_controls_replace_rewards():
@@ -144,6 +186,7 @@ def test_controls_replace_rewards():
     wide_PG = np.random.default_rng(0).normal(3.0, 2.0, (2, 9000))
     noise_PG = credit(reward_control="random").controlled(wide_PG, made)
     assert (noise_PG.mean(), noise_PG.std()) == pytest.approx((3.0, 2.0), abs=0.1)
+    assert not np.isin(noise_PG, wide_PG).any()
 
 
 def test_probabilities_agree_by_their_share():

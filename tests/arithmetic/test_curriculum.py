@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlpt.curriculum import DecayingBudget
+from rlpt.curriculum import DecayingBudget, DifficultyWindow, EntropyCurriculum
 from rlpt.reward.base import Rewarded
 from rlpt.reward.gates import LengthBudget, gated
 from rlpt.types import Group, Prompt, Rollout, Trunk
@@ -22,8 +22,26 @@ def test_the_budget_has_a_floor() -> None:
     budget = DecayingBudget(kind="decay", start=4, gamma=0.001)
     assert [budget.at(t, 4) for t in range(4)] == [4, 1, 1, 1]
     assert DecayingBudget(kind="decay", start=40, gamma=0.001, least=9).at(3, 4) == 9
+    assert DecayingBudget(kind="decay", start=4, least=4).at(3, 4) == 4
     with pytest.raises(ValueError, match=r"budget.least = 5 exceeds budget.start = 4"):
         DecayingBudget(kind="decay", start=4, least=5)
+
+
+def test_bounds_may_lie_on_their_borders_and_not_on_each_other() -> None:
+    EntropyCurriculum(tiers=(0.0, 0.1, 0.2), transitions=(0.01, 0.99))
+    DifficultyWindow(low=0.0, high=1.0, signal="gain_quantile")
+    DifficultyWindow(low=-3.0, high=2.0)
+    for tiers in ((-0.1, 0.1, 0.2), (0.1, 0.1, 0.2), (0.0, 0.2, 0.2)):
+        with pytest.raises(ValueError, match="three increasing entropies"):
+            EntropyCurriculum(tiers=tiers)
+    for transitions in ((0.0, 0.5), (0.5, 0.5), (0.5, 1.0)):
+        with pytest.raises(ValueError, match="two increasing parts"):
+            EntropyCurriculum(transitions=transitions)
+    with pytest.raises(ValueError, match="must be below"):
+        DifficultyWindow(low=0.5, high=0.5)
+    for low, high in ((-0.1, 0.5), (0.5, 1.1)):
+        with pytest.raises(ValueError, match="quantiles are from 0 to 1"):
+            DifficultyWindow(low=low, high=high, signal="gain_quantile")
 
 
 def _group(budget: int, *lengths: int) -> Group:

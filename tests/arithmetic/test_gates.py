@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlpt.advantage import advantage, batch_moments, centred
+from rlpt.advantage import advantage, agreeing, batch_moments, centred, group_std
 from rlpt.reward.base import Rewarded
 from rlpt.reward.gates import FormatGate, LengthBudget, SoftOverlong, TruncationMask, gated
 from rlpt.types import Group, Prompt, Rollout, Trunk
@@ -59,6 +59,13 @@ def test_the_length_budget_is_a_triangle_with_its_top_at_the_budget():
     assert found == pytest.approx([0.75 + 0.25 * t for t in (0, 0.5, 1, 0.5, 0, 0)])
 
 
+def test_the_length_budget_is_a_weighted_mean_with_the_reward():
+    """At half its tokens the triangle is 1/2: 0.75 r + 0.125."""
+    gate = LengthBudget(kind="length_budget", tokens=4, weight=0.25)
+    found = after(gate, [[-2.0, 0.0, 3.0]], [group(rollout(2), rollout(2), rollout(2))])
+    assert found.reward_PG.tolist() == [[-1.375, 0.125, 2.375]]
+
+
 def test_the_length_budget_may_be_the_one_that_thoughts_were_sampled_under():
     groups = [replace(group(rollout(2), rollout(4)), budget=budget) for budget in (4, 2)]
     gate = LengthBudget(kind="length_budget", tokens="budget", weight=1.0)
@@ -87,6 +94,7 @@ def test_soft_overlong_falls_over_the_cache_and_stops_at_minus_one():
     gate = SoftOverlong(kind="soft_overlong", most_tokens=20, cache_tokens=5)
     found = after(gate, [[1.0] * 5], groups).reward_PG[0]
     assert found == pytest.approx([1.0, 1.0, 0.6, 0.0, 0.0])
+    assert SoftOverlong(kind="soft_overlong", most_tokens=5, cache_tokens=5).cache_tokens == 5
     with pytest.raises(ValueError, match="cache_tokens = 6 exceeds most_tokens = 5"):
         SoftOverlong(kind="soft_overlong", most_tokens=5, cache_tokens=6)
 
@@ -115,6 +123,29 @@ def test_a_masked_rollout_has_no_part_in_its_group(baseline, scale):
     assert not found_PG[1:].any()
 
 
+def test_without_a_baseline_a_masked_reward_is_zero_and_the_others_are_as_they_were():
+    found_PG = advantage(REWARD_PG, baseline="none", scale="none", kept_PG=KEPT_PG)
+    assert found_PG.tolist() == [[1.0, 2.0, 6.0, 0.0], [3.0, 3.0, 0.0, 0.0], [0.0, 7.0, 0.0, 0.0]]
+
+
+def test_masked_rewards_have_no_part_in_whether_a_group_agrees():
+    """Rounding between two that count is nothing, whatever lies beside it; 1e-8 and 2e-8 differ, also beside a 1."""
+    reward_PG, kept_PG = np.array([[1.0, 1.0 + 1e-9, 99.0, -99.0]]), KEPT_PG[1:2]
+    assert agreeing(reward_PG, kept_PG=kept_PG).tolist() == [True]
+    for scale in ("none", "group_std", "group_mean"):
+        found_PG = advantage(reward_PG, baseline="group_mean", scale=scale, kept_PG=kept_PG)
+        assert not found_PG.any()
+    tiny_PG = np.array([[1e-8, 2e-8, 1.0, 0.0]])
+    assert agreeing(tiny_PG, kept_PG=kept_PG, relative=True).tolist() == [False]
+
+
+def test_a_group_with_one_rollout_or_none_that_counts_has_no_spread():
+    reward_PG, kept_PG = np.array([[5.0, 7.0], [5.0, 7.0]]), np.array([[True, False], [False] * 2])
+    assert group_std(reward_PG, kept_PG).tolist() == [[0.0], [0.0]]
+    for baseline in ("group_mean", "leave_one_out"):
+        assert not centred(reward_PG, baseline=baseline, kept_PG=kept_PG).any()
+
+
 def test_a_masked_reward_need_not_be_finite():
     reward_PG = np.array([[1.0, np.nan, 3.0]])
     kept_PG = np.array([[True, False, True]])
@@ -137,3 +168,6 @@ def test_maxrl_divides_by_the_mean_of_the_group():
     assert found_PG[0].tolist() == [3.0, -1.0, -1.0, -1.0]
     assert not found_PG[1].any()
     assert found_PG[2] == pytest.approx([1 / 3, 1 / 3, 1 / 3, -1.0])
+    # A gate may pull a group below zero: then there is no share to speak of.
+    below_PG = np.array([[-1.0, 0.5, 0.0, 0.0]])
+    assert not advantage(below_PG, baseline="group_mean", scale="group_mean").any()

@@ -51,6 +51,7 @@ def judged(ask, groups: list[Group], **more: object):
         ("Score: 0", 0.0),
         ("They agree.\n\n**Score: 1**\n", 1.0),
         ("score : 0.", 0.0),
+        ("Score: 1\n\n  \n", 1.0),
         ("Score: 0\nno, rather\nScore: 1", 1.0),
         ("Score: 1\nor not", None),
         ("Score: 10", None),
@@ -61,7 +62,7 @@ def judged(ask, groups: list[Group], **more: object):
         ("", None),
         (" \n ", None),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_only_a_last_line_that_is_a_score_is_a_verdict(answer: str, score: float | None) -> None:
     found = verdict_of(answer)
@@ -106,6 +107,38 @@ def test_the_same_pair_is_asked_once_a_step_and_empty_predictions_never() -> Non
     assert found.kept_PG.all()
     assert found.sums["reward/judge_questions"] == (2.0, 6.0)
     assert found.sums["reward/judge"] == (4.0, 6.0)
+
+
+def test_a_verdict_that_came_is_remembered_and_one_that_did_not_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Dynamic sampling asks, then the step; the judge knows the latest two verdicts."""
+    monkeypatch.setattr("rlpt.reward.judge.REMEMBERED", 2)
+    asked: list[str] = []
+
+    def ask(text: str) -> str:
+        asked.append(text)
+        said = text.split("prediction]\n")[1].split("\n")[0]
+        return "?" if said == "c" else f"Score: {int(said == 'ab')}"
+
+    reward = config(max_failed_share=1.0, concurrency=1).build(
+        Kit({}, MARKERS, True, lambda: TOKENS)
+    )
+    object.__setattr__(reward, "ask", ask)
+    group = a_group([0, 1], [0], [3])
+    first, again = reward([group]), reward([group])
+    for found in (first, again):
+        assert found.kept_PG is not None
+        assert found.kept_PG.tolist() == [[True, True, False]]
+        assert found.reward_PG.tolist() == [[1.0, 0.0, 0.5]]
+        assert found.sums["reward/judge_questions"] == (3.0, 3.0)
+    own = {said: question(Pair(said, GOLD), "prefix") for said in ("ab", "a", "c", "b")}
+    assert sorted(asked) == sorted([own["ab"], own["a"], own["c"], own["c"]])
+    # A third verdict takes the place of the oldest.
+    reward([a_group([1])])
+    asked.clear()
+    reward([a_group([0, 1], [0], [1])])
+    assert len(asked) == 1
 
 
 def test_what_has_no_verdict_is_counted_and_masked_and_moves_no_mean() -> None:
@@ -154,6 +187,15 @@ def test_more_than_the_share_without_a_verdict_ends_the_run(failures: int, ends:
     with pytest.raises(FaultError, match=r"3 of 8 rollouts have no verdict.*no score"):
         reward(groups)
     assert next(count) <= 5
+
+
+def test_a_question_that_stands_for_several_rollouts_is_lost_for_all_of_them() -> None:
+    """One answer fails, and three rollouts of four have no verdict."""
+    reward = config(max_failed_share=0.5).build(Kit({}, MARKERS, True, lambda: TOKENS))
+    lost = question(Pair("a", GOLD), "prefix")
+    object.__setattr__(reward, "ask", lambda text: "?" if text == lost else "Score: 1")
+    with pytest.raises(FaultError, match="3 of 4 rollouts have no verdict"):
+        reward([a_group([0], [0], [0], [1])])
 
 
 @pytest.mark.parametrize(

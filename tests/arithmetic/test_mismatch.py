@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlpt import dist
+from rlpt.limits import HaltLimits, MismatchConfig, WarnLimits
 from rlpt.mismatch import coarser, finished, mean_bound, measured, raise_to, verdict
-from rlpt.stages import HaltLimits, MismatchConfig, WarnLimits
 from rlpt.update import add, reduced
 
 
@@ -106,6 +106,8 @@ def test_buckets_hold_every_token_once() -> None:
     shares = {name: found[f"mismatch/{name}_share"] for name in ("p00", "p01", "p10", "p50")}
     assert shares == {"p00": 0.25, "p01": 0.25, "p10": 0.0, "p50": 0.5}
     assert "mismatch/p10_abs_log_ratio" not in found
+    at_edge = metrics_of(rows(math.log(0.5)), rows(math.log(0.5)))
+    assert (at_edge["mismatch/p10_share"], at_edge["mismatch/p50_share"]) == (0.0, 1.0)
 
 
 def test_a_ratio_of_two_is_the_edge_of_the_band() -> None:
@@ -128,6 +130,8 @@ def test_float32_rows_give_the_numbers_of_float64() -> None:
     assert found["mismatch/k3"] == pytest.approx(np.mean(rho - 1 - d), rel=1e-9)
     assert found["mismatch/rms_log_ratio"] == pytest.approx(np.sqrt(np.mean(d**2)), rel=1e-12)
     assert found["mismatch/exp_abs_log_ratio"] == pytest.approx(np.exp(np.abs(d)).mean(), rel=1e-12)
+    apart = np.abs(np.expm1(d)) * np.exp(behaviour_R.numpy().astype(np.float64))
+    assert found["mismatch/abs_probability"] == pytest.approx(apart.mean(), rel=1e-12)
 
 
 def test_any_split_of_the_rows_gives_the_same_metrics(world: dist.World) -> None:
@@ -204,6 +208,7 @@ def test_every_limit_warns_and_halts_where_it_is_passed(limit, metric, least) ->
     outwards = 0.999 if least else 1.001
     for value, expected in (
         (warn / outwards, (0, 0)),
+        (warn, (0, 0)),
         (warn * outwards, (1, 0)),
         (halt / outwards, (1, 0)),
         (halt * outwards, (1, 1)),
@@ -218,7 +223,7 @@ def test_every_limit_warns_and_halts_where_it_is_passed(limit, metric, least) ->
 
 def test_a_handful_of_current_tokens_is_not_judged() -> None:
     """Under asynchronous training few tokens of a step may be the newest weights' own."""
-    for rows_, share, expected in ((320.0, 0.101, 1), (320.0, 0.099, 0)):
+    for rows_, share, expected in ((320.0, 0.101, 1), (320.0, 0.1, 1), (320.0, 0.099, 0)):
         changed = means(rows=rows_, current_share=share, current_rms_log_ratio=1.5)
         halts = verdict(changed, MismatchConfig(), "float32")[1]
         assert len(halts) == expected
@@ -228,6 +233,12 @@ def test_the_sign_of_k1_does_not_save_it() -> None:
     for k1 in (0.2, -0.2):
         (line,) = verdict(means(k1=k1), MismatchConfig(), "float32")[0].values()
         assert line.startswith(f"mismatch/k1 = {k1} exceeds mismatch.warn.k1 = 0.1; ")
+
+
+def test_ratios_that_are_small_have_no_second_moment_to_fear() -> None:
+    """chi2 = E[rho^2] - 1 is negative where most ratios are below 1; that is for the ratio's own limit to say."""
+    warnings, _ = verdict(means(chi2=-0.9), MismatchConfig(), "float32")
+    assert warnings == {}
 
 
 def test_a_mean_over_few_tokens_may_lie_further_off() -> None:

@@ -110,6 +110,18 @@ def test_icepop_keeps_only_ratios_inside_its_band(seed):
     assert stats["masked"] == float((found_R == 0).sum())
 
 
+def test_a_band_is_closed_and_need_not_have_a_lower_end():
+    """Ratios 1/100, 1 and 2 in [0, 1], and on-policy ones in [1, 1]."""
+    leaf_R = torch.tensor([0.01, 1.0, 2.0], dtype=torch.float64).log().requires_grad_()
+    ones_R = torch.ones(3, dtype=torch.float64)
+    for low, masked in ((0.0, 1.0), (1.0, 2.0)):
+        region = TrustRegion("band", band_low=low, band_high=1.0)
+        loss, stats = policy_gradient(leaf_R, torch.zeros_like(ones_R), ones_R, ones_R, region)
+        assert stats["masked"] == masked
+        (gradient_R,) = torch.autograd.grad(loss, leaf_R)
+        assert gradient_R.tolist() == pytest.approx([0.0 if low else -0.01, -1.0, 0.0])
+
+
 def test_cispo_caps_the_detached_ratio():
     """sum_t sg(min(rho, eps)) A log pi."""
     region = TrustRegion("none", max_ratio=1.1)
@@ -136,23 +148,30 @@ def slow_m2(log_ratio, advantage, limit):
 @given(st.integers(0, 10_000), st.sampled_from([0.01, 0.04, 0.2]))
 def test_m2po_leaves_out_the_largest_violators_until_the_second_moment_is_small(seed, limit):
     draw = np.random.default_rng(seed)
-    log_ratio_R, advantage_R = draw.normal(0, 0.3, 30), draw.normal(size=30)
+    log_ratio_R = draw.normal(0, 0.3, 30)
+    advantage_R = draw.normal(size=30) * (draw.random(30) < 0.7)
     threshold = m2_threshold(log_ratio_R, advantage_R, limit)
     away_R = log_ratio_R * advantage_R > 0
     found = np.flatnonzero(away_R & (np.abs(log_ratio_R) > threshold))
     assert found.tolist() == slow_m2(log_ratio_R, advantage_R, limit)
 
 
-def test_m2po_masks_what_its_threshold_says():
-    region = TrustRegion("m2")
-    weight_R = torch.ones(8, dtype=torch.float64)
-    found_R, stats = update(region, weight_R, m2_threshold=0.2)
-    new_R, old_R = drawn()
-    away_R = (new_R - old_R) * torch.tensor(np.repeat(ADVANTAGES, LENGTHS)) > 0
-    out_R = away_R & ((new_R - old_R).abs() > 0.2)
-    assert out_R.any()
-    assert torch.equal(found_R == 0, out_R)
-    assert stats["masked"] == float(out_R.sum())
+@pytest.mark.parametrize("seed", range(4))
+def test_m2po_masks_these_and_no_others(seed):
+    """In float32; the token at the threshold stays, and one without an advantage moves nowhere."""
+    draw = np.random.default_rng(seed)
+    log_ratio_R = draw.normal(0, 0.3, 30).astype(np.float32)
+    advantage_R = draw.normal(size=30).astype(np.float32) * (draw.random(30) < 0.7)
+    gone = slow_m2(log_ratio_R.astype(np.float64), advantage_R, 0.04)
+    leaf_R, ones_R = torch.from_numpy(log_ratio_R).requires_grad_(), torch.ones(30)
+    loss, stats = policy_gradient(
+        leaf_R, torch.zeros(30), torch.from_numpy(advantage_R), ones_R, TrustRegion("m2"),
+        m2_threshold=m2_threshold(log_ratio_R, advantage_R, 0.04),
+    )  # fmt: skip
+    (gradient_R,) = torch.autograd.grad(loss, leaf_R)
+    silent_R = (gradient_R == 0).numpy() & (advantage_R != 0)
+    assert np.flatnonzero(silent_R).tolist() == gone != []
+    assert stats["masked"] == len(gone)
 
 
 def test_kl_estimators_by_hand_and_their_gradients():
@@ -189,6 +208,13 @@ def test_jepo_is_the_gradient_of_the_log_mean_exp():
     (expected_G,) = torch.autograd.grad(leaf_G.logsumexp(0) - math.log(4), leaf_G)
     found_PG = gold_shares(leaf_G.detach().numpy()[None], "softmax", np.ones((1, 4), bool))
     np.testing.assert_allclose(found_PG[0], expected_G.numpy(), rtol=1e-12)
+
+
+def test_shares_of_the_gold_term_know_no_smallest_probability():
+    """exp(-2000) is 0 in float64, and yet one of two may be three times as likely, or all there is."""
+    gold_PG = np.array([[-2000.0, -2000.0 - math.log(3)], [0.0, -2000.0]])
+    found_PG = gold_shares(gold_PG, "softmax", np.ones((2, 2), bool))
+    np.testing.assert_allclose(found_PG, [[0.75, 0.25], [1.0, 0.0]], rtol=1e-12)
 
 
 def test_verifree_weighs_the_gold_text_by_its_probability():

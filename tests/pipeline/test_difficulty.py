@@ -14,7 +14,7 @@ from rlpt.prompts import Stream, prompts_of, trunk_at
 from rlpt.reward.base import Rewarded
 from rlpt.reward.match import MatchReward
 from rlpt.stages import RLStage
-from rlpt.types import Group, Trunk
+from rlpt.types import Group, Prompt, Trunk
 from rlpt_data.strict import UserError
 
 ALONE = dist.World(0, 1, torch.device("cpu"))
@@ -69,6 +69,34 @@ def test_documents_outside_the_window_are_passed_over_until_their_review() -> No
     assert _count(pool, "difficulty/reviewed") == 2.0
 
 
+def test_what_is_too_hard_is_not_counted_as_easy() -> None:
+    pool = _pool(WINDOW)
+    pool.documents.known = {"a": Rating(0.2, 0), "b": Rating(0.8, 0), "c": Rating(0.9, 0)}
+    assert [name for name in "abc" if pool.is_due(_trunk(name, 1))] == []
+    sums = pool.sums()
+    assert (sums["difficulty/hard"][0], sums["difficulty/easy"][0]) == (1.0, 2.0)
+    assert all(name.startswith("difficulty/") for name in sums)
+
+
+def test_a_group_is_rated_once_by_the_mean_of_its_rewards_that_count() -> None:
+    """The first was trained before, of the second one counts, of the third none."""
+    ids, pool = np.arange(5), _pool(WINDOW)
+    groups = [Group(Prompt(_trunk(name, 1), 4, 2, ids, ids), ()) for name in "abcd"]
+    reward_PG = np.array([[1.0, 3.0], [1.0, 9.0], [5.0, 5.0], [2.0, 4.0]])
+    kept_PG = np.array([[1, 1], [1, 0], [0, 0], [1, 1]], dtype=bool)
+    pool.rate(groups, Rewarded(reward_PG, {}, kept_PG=kept_PG), [False, True, True, True])
+    assert pool.marks == [Mark(1, "b", 14, 1.0), Mark(1, "d", 14, 3.0)]
+    pool.rate(groups[:1], Rewarded(reward_PG[:1], {}))
+    assert pool.marks[2:] == [Mark(1, "a", 14, 2.0)]
+
+
+def test_a_pool_says_whether_it_looks_and_how_long_it_may_find_nothing() -> None:
+    """One epoch; with a window, as many more as pass before a review."""
+    pools = (_pool(None), _pool(None, at=0.9), _pool(WINDOW))
+    assert [pool.looks for pool in pools] == [False, True, True]
+    assert [pool.longest_wait for pool in pools] == [1, 1, 4]
+
+
 def test_the_quantile_of_a_document_is_its_place_among_the_rated() -> None:
     window = DifficultyWindow(low=0.25, high=0.75, signal="gain_quantile")
     pool = _pool(window)
@@ -76,8 +104,21 @@ def test_the_quantile_of_a_document_is_its_place_among_the_rated() -> None:
         Mark(0, name, 14, mean) for name, mean in zip("abcde", (-3, -1, 0, 2, 9), strict=True)
     ]
     pool.merge()
-    assert [name for name in "abcde" if pool.is_due(_trunk(name, 0))] == ["b", "c", "d"]
-    assert _count(pool, "difficulty/hard") == 1.0
+    restored = _pool(window)
+    restored.restore(pool.rows())
+    for each in (pool, restored):
+        assert [name for name in "abcde" if each.is_due(_trunk(name, 0))] == ["b", "c", "d"]
+        assert _count(each, "difficulty/hard") == 1.0
+
+
+def test_quantiles_of_one_and_of_two_documents_are_their_ends() -> None:
+    pool = _pool(DifficultyWindow(low=0.0, high=0.9, signal="gain_quantile"))
+    pool.marks = [Mark(0, "a", 14, 5.0)]
+    pool.merge()
+    assert pool.is_due(_trunk("a", 0))
+    pool.marks = [Mark(0, "b", 14, 7.0)]
+    pool.merge()
+    assert [name for name in "ab" if pool.is_due(_trunk(name, 0))] == ["a"]
 
 
 def test_prompts_that_are_always_right_are_not_asked_for_again() -> None:

@@ -15,6 +15,13 @@ MAXRL = "stage.1.advantage={scale='group_mean'}"
 ALONE = "stage.1.advantage={baseline='none'}"
 MASK = "stage.1.gates=[{kind='mask_truncated'}]"
 PAID_KL = "stage.1.kl={reference='frozen', weight=0.1, placement='reward', estimator='k1'}"
+HINTED = (
+    "stage.1.hint={}",
+    "stage.1.reward={kind='match'}",
+    "thought.prediction_tokens=2",
+    ALONE,
+    "stage.1.objective={ratio='none', mask='none'}",
+)
 REFUSED = {
     "one_sibling": (["stage.1.group_size=1"], "must be >= 2"),
     "rank_of_one": (["stage.1.group_size=1", RANK, ALONE], "must be >= 2"),
@@ -45,6 +52,40 @@ REFUSED = {
         ["stage.1.objective={critic={}, mask='m2'}", ALONE],
         "which a critic gives in it",
     ),
+    "centred_values_in_one_forward": (
+        [
+            "stage.1.objective={mask='clip', critic={centre=true}}",
+            ALONE,
+            "stage.1.update={score_with='training_forward'}",
+        ],
+        "needs the values of the whole step; use 'auto'",
+    ),
+    "permuted_alone": (
+        ["stage.1.group_size=1", ALONE, "stage.1.reward_control='permuted'"],
+        "set group_size >= 2",
+    ),
+    "hint_after_forwards": (
+        ["stage.1.hint={}", "stage.1.reward={kind='likelihood'}"],
+        "use a match, an overlap or a judge",
+    ),
+    "hint_and_length": (
+        [*HINTED, "stage.1.gates=[{kind='length_budget', tokens=4, weight=0.1}]"],
+        "leave out gates that add or take away",
+    ),
+    "hint_and_penalty": (
+        [*HINTED, "stage.1.gates=[{kind='format', value=-1.0}]"],
+        "leave out gates that add or take away",
+    ),
+    "hint_and_ratio": ([*HINTED, "stage.1.objective={}"], "set objective.ratio = 'none'"),
+    "hint_and_baseline": ([*HINTED, "stage.1.advantage={}"], "teaches what is right alone"),
+    "hint_and_critic": (
+        [*HINTED, "stage.1.objective={ratio='none', mask='none', critic={}}"],
+        "leave out objective.critic",
+    ),
+    "hint_and_reference": ([*HINTED, "stage.1.kl={reference='frozen'}"], "kl.reference = 'none'"),
+    "hint_and_sampling": ([*HINTED, "stage.1.sampling={kind='dynamic'}"], "what they would see"),
+    "hint_and_saved_groups": ([*HINTED, "rollout.save_groups=true"], "save_groups and saved"),
+    "hint_and_reuse": ([*HINTED, "rollout.max_reuse=2"], "trains what it samples once"),
     "sequence_and_m2": (["stage.1.objective={ratio='sequence', mask='m2'}"], "use 'clip'"),
     "no_thought_long_enough": (
         ["stage.1.gates=[{kind='format', min_thought_tokens=6}]"],

@@ -36,6 +36,12 @@ TERMS = {
         "advantage": {"baseline": "none"},
         "objective": SUMS | {"gold": "softmax", "gold_weight": 0.7},
     },
+    "jepo_of_good_form": {
+        "reward": {"kind": "likelihood", "baseline": "none", "aggregate": "log_mean_exp"},
+        "advantage": {"baseline": "none"},
+        "gates": ({"kind": "format", "value": -2.0},),
+        "objective": SUMS | {"gold": "softmax", "gold_weight": 0.7},
+    },
     "verifree": {
         "reward": {"kind": "likelihood", "baseline": "none", "aggregate": "product"},
         "objective": SUMS | {"gold": "probability", "gold_weight": 1.0},
@@ -57,6 +63,10 @@ def stage(**changes: object) -> RLStage:
 
 @pytest.fixture
 def groups(policy: Policy, plan: Blueprint, shards: ShardFolder, world: dist.World) -> list[Group]:
+    return sampled(policy, plan, shards, world)
+
+
+def sampled(policy: Policy, plan: Blueprint, shards: ShardFolder, world: dist.World) -> list[Group]:
     stream, markers = prompt_stream(shards.split("train"), CFG, 0, "train"), plan.vocabulary.markers
     prompts = [
         p for e, d in stream.take(0, 5, 0, 1) for p in prompts_of(trunk(d, e, CFG, 0), CFG, markers)
@@ -107,7 +117,7 @@ def printed_loss(
             kls.append((torch.exp(-d) - 1 + d).sum())
         gold_G = torch.stack(golds)
         fixed_G = gold_G.detach().double()
-        if name == "jepo":
+        if name.startswith("jepo"):
             others = [torch.cat([fixed_G[:i], fixed_G[i + 1 :]]) for i in range(SIZE)]
             advantage = [(fixed_G.exp().mean().log() - o.exp().mean().log()).item() for o in others]
             shares = (fixed_G.exp() / fixed_G.exp().sum()).float()
@@ -117,16 +127,28 @@ def printed_loss(
                 (value[i] - (value.sum() - value[i]) / (SIZE - 1)).item() for i in range(SIZE)
             ]
             shares = fixed_G.exp().float()
-        each = 1 / (prompts * SIZE * 5.0) if name in ("jepo", "verifree") else 1 / actions
+        if name == "jepo_of_good_form":
+            good = [r.finish == "closer" for r in group.rollouts]
+            advantage = [a if each else -2.0 for a, each in zip(advantage, good, strict=True)]
+            shares = shares * torch.tensor(good)
+        sums = rl.objective.aggregate == "constant"
+        each = 1 / (prompts * SIZE * 5.0) if sums else 1 / actions
         for i, a in enumerate(advantage):
             loss = loss - each * a * thoughts[i].sum()
-        if name in ("jepo", "verifree"):
+        if rl.objective.gold_weight:
             loss = loss - each * rl.objective.gold_weight * (shares * gold_G).sum()
         if name == "kl_k3":
             loss = loss + 0.3 * torch.stack(kls).sum() / actions
     if name == "text_without_targets":
         loss = loss + text_loss(lm, groups, markers)
     return loss
+
+
+def formed(group: Group, p: int) -> Group:
+    """The same group with one thought, another in every group, that the budget ended; gates alone look at that."""
+    ends = ["budget" if g == p % SIZE else "closer" for g in range(SIZE)]
+    rollouts = [replace(r, finish=end) for r, end in zip(group.rollouts, ends, strict=True)]
+    return replace(group, rollouts=tuple(rollouts))
 
 
 def text_loss(lm: Any, groups: list[Group], markers: Any) -> torch.Tensor:
@@ -147,6 +169,7 @@ def test_the_update_is_the_gradient_of_the_printed_objective(
     rl = stage(**TERMS[name], micro_batch_tokens=tokens)
     learner, markers = learner_of(policy, plan, world, other_policy), plan.vocabulary.markers
     kit = Kit({"policy": Scorer(policy, markers.ids, world, 600)}, markers, rl.cancels_baselines)
+    groups = [formed(group, p) for p, group in enumerate(groups)]
     update = _Update(learner, groups, rl, Credit(rl, world, 0, step=0), 0)
     parts = update.parts(continuations=True)
     assert (len(parts) > 1) == (tokens < 100)
@@ -168,7 +191,8 @@ def test_both_arrangements_give_the_same_update_with_every_term(
     start = {name: tensor.clone() for name, tensor in start.items()}
     for how in ("training_forward", "separate_pass"):
         rl = stage(
-            **TERMS["verifree"], gates=({"kind": "mask_truncated"},), update={"score_with": how},
+            **TERMS["verifree"], update={"score_with": how},
+            gates=({"kind": "mask_truncated"}, {"kind": "format", "min_thought_tokens": 2}),
             kl={"reference": "frozen", "weight": 0.1, "estimator": "k2"}, optimizer={"eps": 1e-4},
         )  # fmt: skip
         from rlpt.policy.load import fill

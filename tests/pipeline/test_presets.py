@@ -21,9 +21,21 @@ CHANGES = {
     "jepo": ("stage.1.objective.constant_tokens=4",),
     "verifree": ("stage.1.objective.constant_tokens=4",),
     "rlpt_segments": ("stage.1.reward.address={judge}",),
+    "pretrainzero": (
+        *("stage.1.masker.instruction='mask:'", "stage.1.masker.max_tokens=2"),
+        "stage.1.masker.edge_tokens=1",
+    ),
     "meta_rlmt": ("stage.1.reward.address={judge}", "stage.1.objective.constant_tokens=4"),
 }
 """Of a small run; what is larger in the paper's."""
+BASE = {
+    "pretrainzero": (
+        "prompts.segment='middle'",
+        "prompts.cuts_per_document=1",
+        "prompts.after_tokens=8",
+    ),
+}
+"""Of the base run, where a method asks for something of its prompts."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +61,8 @@ def judge(beside) -> Iterator[str]:
 def test_a_preset_runs_twenty_steps_and_every_reward_is_finite(
     path: Path, toml: Path, model: Path, judge: str, tmp_path: Path
 ) -> None:
-    base = load(RunConfig, toml, ["stage.0.steps=2", "stage.1.steps=20", "stage.1.group_size=4"])
+    words = ["stage.0.steps=2", "stage.1.steps=20", "stage.1.group_size=4"]
+    base = load(RunConfig, toml, [*words, *BASE.get(path.stem, ())])
     changes = tuple(
         change.format(model=model, judge=judge) for change in CHANGES.get(path.stem, ())
     )
@@ -66,7 +79,8 @@ def test_a_preset_runs_twenty_steps_and_every_reward_is_finite(
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_an_arm_takes_the_method_and_leaves_the_budget(path: Path, toml: Path) -> None:
-    base, own = load(RunConfig, toml, ["stage.1.steps=12"]), load(RunConfig, path)
+    base = load(RunConfig, toml, ["stage.1.steps=12", *BASE.get(path.stem, ())])
+    own = load(RunConfig, path)
     changes = tuple(change for change in CHANGES.get(path.stem, ()) if "{" not in change)
     cfg = arm_config(Arm(name="arm", method=path, set=changes), base, Path("runs/x"), seed=7)
     taken, given = rl_stage(cfg, "arm"), rl_stage(own, "preset")

@@ -26,6 +26,12 @@ TERMS = {
         "stage.1.kl={reference='frozen', weight=0.1, estimator='k1', placement='reward'}",
         "stage.1.reference_every=2",
     ),
+    "twins": (
+        "stage.1.reward={kind='likelihood'}",
+        "stage.1.advantage={baseline='none'}",
+        "stage.1.objective={mask='clip', aggregate='token', critic={heads=2, centre=true}}",
+        "stage.1.micro_batch_tokens=200",
+    ),
 }
 
 

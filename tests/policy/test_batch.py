@@ -91,7 +91,7 @@ def rollout(ids: list[int], forced: bool) -> Rollout:
 
 def document(first: int, size: int) -> Trunk:
     """The ids are first, first + 1, ..."""
-    return Trunk("d", "x", 0, 0, first + np.arange(size), np.arange(size + 1), ())
+    return Trunk(f"d{first}", "x", 0, 0, first + np.arange(size), np.arange(size + 1), ())
 
 
 def group(trunk: Trunk, cut: int, rollouts: list[Rollout]) -> Group:
