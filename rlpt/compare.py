@@ -9,11 +9,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from rlpt.arms import Arm, arm_config, next_token_config, rl_stage
+from rlpt.compute import step_costs
 from rlpt.config import RunConfig
 from rlpt.console import say
-from rlpt.flops import Cost, step_cost
-from rlpt.mixture import open_shards
-from rlpt.policy.load import blueprint
+from rlpt.flops import Cost
 from rlpt.runlog import read_journal, write_json
 from rlpt.train import run as train
 from rlpt_data.strict import Strict, UserError, load
@@ -120,9 +119,8 @@ def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
 
 def costs(cfg: RunConfig) -> tuple[Cost, int]:
     """Of a step of the last stage, and how many there are."""
-    plan = blueprint(cfg.policy, open_shards(cfg.data), cfg.longest_path, cfg.prompts.frame)
     stage = cfg.stage[-1]
-    return step_cost(cfg, stage, plan.config, plan.layout), stage.steps
+    return step_costs(cfg)[stage.name], stage.steps
 
 
 def matched_steps(cfg: RunConfig, first: RunConfig, what: str) -> int:
