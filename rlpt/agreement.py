@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from rlpt import dist
 from rlpt.config import EvalJobConfig, RunConfig
 from rlpt.console import say
-from rlpt.mismatch import ROUNDING, mean_bound
+from rlpt.guards import ROUNDING, mean_bound
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Pair, Scorer

@@ -16,7 +16,7 @@ from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.job import Subject, evaluate_subject
 from rlpt.exits import FaultError
 from rlpt.frames import Framer
-from rlpt.mismatch import coarser, verdict
+from rlpt.guards import coarser, verdict
 from rlpt.mixture import stage_stream
 from rlpt.optim import adamw
 from rlpt.policy import load

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rlpt import dist
-from rlpt.mismatch import coarser, finished, mean_bound, measured, raise_to, verdict
+from rlpt.guards import coarser, mean_bound, verdict
+from rlpt.mismatch import finished, measured, raise_to
 from rlpt.stages import HaltLimits, MismatchConfig, WarnLimits
 from rlpt.update import add, reduced
 
