@@ -1,14 +1,15 @@
 """Prompts -> records: sample thoughts, then score the held-out continuation with and without them
 and under controls.
 
-Every rank calls the engine and the scorer equally often, with its strided share of the prompts, and
-ends up with all records in the order of the prompts. A record does not depend on the batch or on
-the number of ranks.
+Every rank calls the engine and the scorer equally often, with its strided share of every chunk of prompts, and
+ends up with all records in the order of the prompts. A record does not depend on the batch, the chunk or the number of
+ranks, beyond the rounding of matrix products of other shapes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from rlpt.config import Control
 from rlpt.evaluate.controls import ANY_SAMPLE, Lineup, Partners, named_prefix
 from rlpt.evaluate.records import NO_THINK, OWN, Record
 from rlpt.reward.base import bare_scores
-from rlpt.types import Branch, Group, Markers, Prompt, Scores, Trunk, concat
+from rlpt.types import Branch, Group, Markers, Prompt, Rollout, Scores, Trunk, concat
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -34,7 +37,9 @@ class Engine(Protocol):
     alone.
     """
 
-    def submit(self, prompts: Sequence[Prompt], group_size: int, purpose: str) -> list[str]: ...
+    def submit(
+        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int | None = None
+    ) -> list[str]: ...
     def collect(self, tickets: Sequence[str]) -> list[Group]: ...
 
 
@@ -52,6 +57,22 @@ class Procedure:
     batch: int = 32
     """Prompts scored together on one rank; changes memory, never a number."""
     purpose: str = "evaluate"
+    budget: int | None = None
+    """Most tokens of a thought; 0: thoughts are empty; None: as the engine was told."""
+    chunk: int | None = None
+    """Prompts that are kept together; None: all of them."""
+
+
+@runtime_checkable
+class Keep(Protocol):
+    """Remembers what was computed under a name: a job that was killed goes on from there. Collective."""
+
+    def __call__(self, name: str, compute: Callable[[], T], /) -> T: ...
+
+
+def afresh(_name: str, compute: Callable[[], T]) -> T:
+    """Remembers nothing."""
+    return compute()
 
 
 def measure(
@@ -61,33 +82,80 @@ def measure(
     procedure: Procedure,
     world: dist.World,
     unbanned: Scorer | None = None,
+    keep: Keep = afresh,
 ) -> list[Record]:
     """Records of all ``prompts`` (the same global list on every rank), thought by thought, on every
     rank.
 
     ``unbanned`` scores with the markers left in the softmax; with it every record has its opener
-    mass.
+    mass. Thoughts and records are kept chunk by chunk.
     """
-    mine = dist.share(range(len(prompts)), world)
-    asked = [prompts[i] for i in mine]
-    groups = engine.collect(engine.submit(asked, procedure.thoughts, procedure.purpose))
-    thoughts = dist.unshare([[r.thought_ids for r in group.rollouts] for group in groups], world)
+    size = procedure.chunk or len(prompts)
+    chunks = [
+        range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)
+    ]
+    groups: list[Group] = []
+    for chunk in chunks:
+        asked = [prompts[i] for i in chunk]
+        rollouts = keep(
+            f"thoughts_{chunk.start:07d}", partial(_rollouts, engine, asked, procedure, world)
+        )
+        groups += map(Group, asked, rollouts)
     lineup = Lineup(
         prompts,
-        thoughts,
+        [[rollout.thought_ids for rollout in group.rollouts] for group in groups],
         Partners(prompts, procedure.seed),
         procedure.markers,
         procedure.neutral_ids,
         procedure.controls,
         procedure.seed,
     )
-    share = -(-len(prompts) // world.size)
+    score = partial(_chunk_records, scorer, unbanned, lineup, groups, procedure.batch, world)
+    found = [keep(f"records_{chunk.start:07d}", partial(score, chunk)) for chunk in chunks]
+    return [record for part in found for record in part]
+
+
+def _rollouts(
+    engine: Engine, prompts: Sequence[Prompt], procedure: Procedure, world: dist.World
+) -> list[tuple[Rollout, ...]]:
+    """The sampled thoughts of every prompt, on every rank; of a budget of nothing, empty ones."""
+    if procedure.budget == 0:
+        nothing = empty_rollout(procedure.markers)
+        return [(nothing,) * procedure.thoughts for _ in prompts]
+    mine = dist.share(prompts, world)
+    tickets = engine.submit(mine, procedure.thoughts, procedure.purpose, procedure.budget)
+    return dist.unshare([group.rollouts for group in engine.collect(tickets)], world)
+
+
+def empty_rollout(markers: Markers) -> Rollout:
+    """A thought that was cut off before its first token."""
+    return Rollout(
+        ids=concat([markers.closer]),
+        action=np.zeros(1, dtype=bool),
+        logp=np.zeros(1, dtype=np.float32),
+        version=np.zeros(1, dtype=np.int64),
+        thought_len=0,
+        finish="budget",
+    )
+
+
+def _chunk_records(
+    scorer: Scorer,
+    unbanned: Scorer | None,
+    lineup: Lineup,
+    groups: Sequence[Group],
+    batch: int,
+    world: dist.World,
+    chunk: range,
+) -> list[Record]:
+    """Records of some prompts, on every rank. Collective: every rank scores equally often."""
+    mine = dist.share(chunk, world)
     scored: list[list[Record]] = []
-    for start in range(0, share, procedure.batch):
-        chosen = slice(start, start + procedure.batch)
-        frames = _score(scorer, lineup, mine[chosen])
-        masses = _opener_masses(unbanned, [prompts[i] for i in mine[chosen]], procedure.markers)
-        scored += map(_records, groups[chosen], frames, masses)
+    for start in range(0, -(-len(chunk) // world.size), batch):
+        chosen = mine[start : start + batch]
+        frames = _score(scorer, lineup, chosen)
+        masses = _opener_masses(unbanned, [lineup.prompts[i] for i in chosen], lineup.markers)
+        scored += map(_records, [groups[i] for i in chosen], frames, masses)
     return [record for part in dist.unshare(scored, world) for record in part]
 
 

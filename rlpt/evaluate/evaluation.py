@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rlpt import dist
 from rlpt.evaluate.bits_per_byte import WindowRecord, measure_windows
-from rlpt.evaluate.continuation import Engine, Procedure, Scorer, measure
+from rlpt.evaluate.continuation import Engine, Keep, Procedure, Scorer, afresh, measure
 from rlpt.evaluate.records import Record
 from rlpt.evaluate.summary import Resampling, bits_change, change, summarise
 from rlpt.types import Prompt, Trunk
@@ -40,12 +40,13 @@ def evaluate(
     *,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
     unbanned: Scorer | None = None,
+    keep: Keep = afresh,
 ) -> Evaluation:
     """Evaluate on ``prompts`` and, for bits per byte, on ``trunks``; both lists are global, the
     result is on all ranks.
     """
-    records = measure(scorer, engine, prompts, procedure, world, unbanned)
-    windows = measure_windows(scorer, trunks, world, procedure.batch)
+    records = measure(scorer, engine, prompts, procedure, world, unbanned, keep)
+    windows = keep("windows", lambda: measure_windows(scorer, trunks, world, procedure.batch))
     return Evaluation(
         records, windows, summarise(records, windows, resampling, compute_dtype), resampling
     )

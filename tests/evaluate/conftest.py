@@ -54,7 +54,9 @@ class CountingScorer:
 class KeyedEngine:
     """Thoughts of 0 to 4 ids, drawn from the prompt's key, the purpose and the sample alone."""
 
-    def submit(self, prompts, group_size: int, purpose: str) -> list[str]:
+    def submit(
+        self, prompts, group_size: int, purpose: str, budget: int | None = None
+    ) -> list[str]:
         groups = [
             Group(
                 prompt,
