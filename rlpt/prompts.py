@@ -224,12 +224,14 @@ def window(
 
 def prompts_of(trunk: Trunk, cfg: PromptConfig, markers: Markers) -> list[Prompt]:
     """One prompt per cut of a trunk: context and opener for the policy and for the scorer alike, in their frame."""
-    frame, prompts = markers.frame, []
-    trunk = behind(trunk, frame.head)
-    for cut in trunk.cuts:
-        ids = concat(trunk.ids[:cut], frame.opened(markers.opener))
-        prompts.append(Prompt(trunk, cut, cfg.horizon_tokens, ids, ids, frame))
-    return prompts
+    trunk = behind(trunk, markers.frame.head)
+    return [prompt_at(trunk, cut, cfg.horizon_tokens, markers) for cut in trunk.cuts]
+
+
+def prompt_at(trunk: Trunk, cut: int, horizon: int, markers: Markers) -> Prompt:
+    """The prompt of one cut of a trunk that has the frame's head: nothing after the cut is in its ids."""
+    ids = concat(trunk.ids[:cut], markers.frame.opened(markers.opener))
+    return Prompt(trunk, cut, horizon, ids, ids, markers.frame)
 
 
 def behind(trunk: Trunk, head: Sequence[int]) -> Trunk:

@@ -11,7 +11,17 @@ import torch
 from rlpt import rng
 from rlpt.dist import World
 from rlpt.evaluate.continuation import Procedure
-from rlpt.types import Branch, Group, Markers, Prompt, Rollout, Scores, Trunk, concat
+from rlpt.types import (
+    Branch,
+    Certainty,
+    Group,
+    Markers,
+    Prompt,
+    Rollout,
+    Scores,
+    Trunk,
+    concat,
+)
 
 NUM_TEXT_IDS = 6
 MARKERS = Markers(opener=6, closer=7)
@@ -47,16 +57,20 @@ class CountingScorer:
     def _score(self, target, thought, seam: float) -> Scores:
         weight = np.ones(NUM_TEXT_IDS)
         weight[list(set(thought))] = self.odds
-        logp = np.log(weight / weight.sum()) + seam
-        return Scores(logp[target].astype(np.float32), np.full(len(target), int(weight.argmax())))
+        share = weight / weight.sum()
+        logp = np.log(share) + seam
+        sure = Certainty(-float(share @ np.log(share)), float(np.log(share.max())))
+        likeliest = np.full(len(target), int(weight.argmax()))
+        return Scores(logp[target].astype(np.float32), likeliest, sure)
 
 
 class KeyedEngine:
     """Thoughts of 0 to 4 ids, drawn from the prompt's key, the purpose and the sample alone."""
 
     def submit(
-        self, prompts, group_size: int, purpose: str, budget: int | None = None
+        self, prompts, group_size: int, purpose: str, budget: int | None = None, *, greedy=False
     ) -> list[str]:
+        purpose = "greedy" if greedy else purpose
         groups = [
             Group(
                 prompt,

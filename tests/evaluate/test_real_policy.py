@@ -10,7 +10,7 @@ import transformers
 from rlpt.evaluate import files
 from rlpt.evaluate.controls import named_prefix
 from rlpt.evaluate.evaluation import evaluate
-from rlpt.evaluate.summary import Resampling
+from rlpt.evaluate.quantities import Resampling
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
 
