@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from rlpt import dist
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.guards import ROUNDING, mean_bound
+from rlpt.jobs import Task
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Pair, Scorer
@@ -160,7 +161,7 @@ def _distance(token: Token) -> float:
 class Trial:
     """What is compared before a first step, on held-out documents of a configuration."""
 
-    cfg: RunConfig | EvalJobConfig
+    cfg: RunConfig | Task
     shards: ShardFolder
     plan: Blueprint
     world: dist.World
@@ -174,8 +175,6 @@ class Trial:
         if self.plan.layout != "shared":
             return
         cfg = self.cfg
-        assert cfg.prompts, "resolve the configuration first"
-        assert cfg.thought, "resolve the configuration first"
         split = self.shards.split(cfg.evaluation.split)
         prompts = documents_to_check(split, cfg.prompts, self.markers, cfg.seed)
         error = check_layout(policy, prompts, self.markers, cfg.thought.budget_tokens, self.world)
@@ -184,8 +183,6 @@ class Trial:
     def engine(self, engine: Engine, policy: Policy) -> None:
         """Hold what a foreign engine says of its own tokens against the policy that was published to it."""
         cfg = self.cfg
-        assert cfg.prompts, "resolve the configuration first"
-        assert cfg.thought, "resolve the configuration first"
         split = self.shards.split(cfg.evaluation.split)
         domains, tokens = cfg.evaluation.domains, cfg.evaluation.batch_tokens
         prompts = held_out(split, cfg.prompts, self.markers, PROMPTS, cfg.seed, domains)

@@ -114,7 +114,7 @@ def replay(run_dir: Path, step: int, as_json: bool) -> None:
 @json_option
 def evaluate(config: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Evaluate a checkpoint on held-out text."""
-    from rlpt.config import EvalJobConfig
+    from rlpt.jobs import EvalJobConfig
     from rlpt_data.strict import load
 
     settings = load(EvalJobConfig, config, overrides)

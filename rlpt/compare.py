@@ -1,11 +1,9 @@
 """Several methods from one start, on the same prompts and budget, in one table: mean and interval over seeds."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from rlpt.arms import Arm, arm_config, next_token_config, rl_stage
@@ -14,6 +12,7 @@ from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.flops import Cost
 from rlpt.runlog import read_journal, write_json
+from rlpt.statistics import seed_interval
 from rlpt.train import run as train
 from rlpt_data.strict import Strict, UserError, load
 
@@ -167,21 +166,7 @@ def _gain(evaluated: dict[str, Any], domain: str | None) -> float:
 
 def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Mean and 95% interval of every column, by Student's t over the seeds; no interval for fewer than three."""
-    return {name: interval([row[name] for row in rows]) for name in FIGURES}
-
-
-def interval(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean, low and high; None where a value is missing or the seeds are fewer than three."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if len(known) < len(values) or not known:
-        return {"mean": None, "ci_low": None, "ci_high": None}
-    mean = float(np.mean(known))
-    if len(known) < 3:
-        return {"mean": mean, "ci_low": None, "ci_high": None}
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}
+    return {name: seed_interval([row[name] for row in rows]) for name in FIGURES}
 
 
 def markdown(table: dict[str, Any]) -> str:

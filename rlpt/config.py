@@ -337,32 +337,3 @@ class RunConfig(Strict):
     @property
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stage)
-
-
-class JobEvaluationConfig(EvaluationConfig):
-    split: Literal["train", "dev", "test"] = "test"
-    """A job states results; a run that is still being tuned looks at dev."""
-
-
-class EvalJobConfig(Strict):
-    """`rlpt eval`: one checkpoint or model folder over held-out shards."""
-
-    run: str | None = None
-    """`RUN_DIR@STEP` or `RUN_DIR@last`. Exclusive with `policy`."""
-    policy: PolicyConfig | None = None
-    """Whatever its compute_dtype, a job computes in float32."""
-    shards: Location
-    out_dir: Path
-    seed: int = 0
-    prompts: PromptConfig | None = None
-    """Absent: the run's own; for a `policy` the defaults. A table here replaces the run's whole one."""
-    thought: ThoughtConfig | None = None
-    """As for `prompts`."""
-    engine: EngineConfig = EngineConfig()
-    evaluation: JobEvaluationConfig = JobEvaluationConfig()
-
-    @model_validator(mode="after")
-    def _one_subject(self) -> "EvalJobConfig":
-        if (self.run is None) == (self.policy is None):
-            raise ValueError("give exactly one of run (RUN_DIR@STEP) and policy (a model folder)")
-        return self

@@ -11,7 +11,7 @@ from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation, headline
-from rlpt.evaluate.job import Decode, decoder
+from rlpt.evaluate.subject import Decode, decoder
 from rlpt.lots import Batch, lot_row
 from rlpt.policy.load import Blueprint, meta_model
 from rlpt.rollout.records import packed

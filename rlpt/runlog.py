@@ -128,15 +128,13 @@ def check_folder(cfg: RunConfig) -> None:
     path = cfg.run_dir / "config.json"
     if not path.exists() or not has_work(cfg.run_dir):
         return
-    old, new = _flat(read_config(path)), _flat(resolved(cfg))
-    for key in sorted(old.keys() | new.keys()):
+    for key, (old, new) in differences(read_config(path), resolved(cfg)).items():
         if key == "run_dir" or key.endswith(_GATES):
             continue
-        if old.get(key) != new.get(key):
-            raise UserError(
-                f"{cfg.run_dir}: holds a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}; "
-                "choose another run_dir, or remove that folder"
-            )
+        raise UserError(
+            f"{cfg.run_dir}: holds a run with {key} = {old!r}, this one has {new!r}; choose another run_dir, or "
+            "remove that folder"
+        )
 
 
 def has_work(run_dir: Path) -> bool:
@@ -156,6 +154,14 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{path}: damaged: holds no table; restore it, or name another run")
     return table
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Of two resolved configurations: dotted key -> both values, where they differ; None where there is none."""
+    before, after = _flat(old), _flat(new)
+    keys = sorted(before.keys() | after.keys())
+    both = {key: (before.get(key), after.get(key)) for key in keys}
+    return {key: (left, right) for key, (left, right) in both.items() if left != right}
 
 
 def _flat(table: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rlpt.config import RunConfig, longest_branch
 from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
-from rlpt.evaluate.job import Subject, evaluate_subject
+from rlpt.evaluate.subject import Subject, evaluate_subject
 from rlpt.exits import FaultError
 from rlpt.frames import Framer
 from rlpt.guards import coarser, verdict

@@ -6,6 +6,7 @@ record before anything is resampled, so everything is paired. Efron and Tibshira
 Introduction to the Bootstrap", ch. 13.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -165,3 +166,17 @@ def pair(before: Sequence[tuple], after: Sequence[tuple]) -> Int[np.ndarray, " N
             "evaluate both on the same prompts with the same seed"
         )
     return np.array([places[key] for key in after], dtype=np.int64)
+
+
+def seed_interval(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and 95% interval over seeds, by Student's t; no interval below three, no mean where one is missing."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) < len(values) or not known:
+        return {"mean": None, "ci_low": None, "ci_high": None}
+    mean = float(np.mean(known))
+    if len(known) < 3:
+        return {"mean": mean, "ci_low": None, "ci_high": None}
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}

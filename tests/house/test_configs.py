@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlpt.compare import CompareConfig
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
+from rlpt.jobs import EvalJobConfig
 from rlpt_data.contamination import IndexConfig
 from rlpt_data.prepare import PrepareConfig
 from rlpt_data.strict import UserError, load

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
+from rlpt.jobs import EvalJobConfig
 from rlpt.evaluate.job import run as evaluate
 from rlpt.flops import document_tokens
 from rlpt.runlog import read_journal

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
+from rlpt.jobs import EvalJobConfig
 from rlpt.evaluate.job import run as evaluate
 from rlpt.report import write
 from rlpt.runlog import read_journal

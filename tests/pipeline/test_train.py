@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rlpt import checkpoint
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
+from rlpt.jobs import EvalJobConfig
 from rlpt.evaluate.job import run as evaluate
 from rlpt.runlog import read_journal
 from rlpt.train import run
