@@ -108,20 +108,46 @@ def replay(run_dir: Path, step: int, as_json: bool) -> None:
     finish(found, as_json)
 
 
+def _shard(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[int, int]:
+    number, _, count = (text or "1/1").partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise click.BadParameter(f"{text!r}: which of how many, as in 1/4.")
+    return int(number), int(count)
+
+
 @cli.command("eval")
 @config_argument
 @set_option
+@click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_shard,
+    help="Compute the I-th of N parts only, for other machines to do the rest. With all of them in "
+    "out_dir the same command without --shard puts them together.",
+)
 @json_option
-def evaluate(config: Path, overrides: Sequence[str], as_json: bool) -> None:
-    """Evaluate a checkpoint on held-out text."""
+def evaluate(config: Path, overrides: Sequence[str], shard: tuple[int, int], as_json: bool) -> None:
+    """Evaluate a checkpoint, or a ladder of them, on held-out text.
+
+    A job that was killed goes on when it is started again. On N ranks: torchrun --nproc-per-node N
+    -m rlpt.evaluate.job CONFIG.
+    """
     from rlpt.jobs import EvalJobConfig
     from rlpt_data.strict import load
 
     settings = load(EvalJobConfig, config, overrides)
     from rlpt.evaluate.job import run
 
-    summary = run(settings)
-    conclude(summary, as_json)
+    found = run(settings, shard)
+    if "rungs" not in found:
+        return conclude(found, as_json)
+    from rlpt.evaluate.shown import render
+
+    if is_main_rank():
+        show(render(found))
+    finish(found, as_json)
 
 
 @cli.command()

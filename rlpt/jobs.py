@@ -84,8 +84,10 @@ class EvalJobConfig(Strict):
     """As for `prompts`."""
     engine: EngineConfig = EngineConfig()
     evaluation: JobEvaluationConfig = JobEvaluationConfig()
-    chunk_prompts: Positive = 256
+    chunk_prompts: Positive = 64
     """Prompts whose results are written together: what a killed job repeats at most."""
+    figure: Literal["svg", "png", "none"] = "svg"
+    """Of several rungs: gain against log compute."""
 
     @model_validator(mode="after")
     def _one_subject(self) -> "EvalJobConfig":

@@ -20,6 +20,7 @@ from rlpt.evaluate.bits_per_byte import measure_windows
 from rlpt.evaluate.continuation import measure
 from rlpt.evaluate.evaluation import Evaluation, leak_of
 from rlpt.evaluate.parts import Parts, Shard
+from rlpt.evaluate.plot import check_installed, draw
 from rlpt.evaluate.records import write_parquet
 from rlpt.evaluate.rungs import Ladder, Rung, climbed, place, plan, tasks
 from rlpt.evaluate.spending import thinking
@@ -48,6 +49,8 @@ def run(config: EvalJobConfig, shard: Shard = WHOLE) -> dict[str, Any]:
     """
     folder = ShardFolder.open(config.shards)
     climb = climbed(config, folder)
+    if len(climb.rungs) > 1 and config.figure != "none":
+        check_installed(config.figure)
     with dist.world() as world, closing(Bench(config, folder, climb, world)) as bench:
         for rung, out, task in tasks(config, climb, folder, world):
             if not _finished(out, task, world):
@@ -187,7 +190,13 @@ def _concluded(config: EvalJobConfig, climb: Ladder, folder: ShardFolder) -> dic
     }
     table = ladder.table(climb, folders, folder, config.all_seeds)
     write_json(config.out_dir / "ladder.json", table)
-    return table | {"ladder": str(config.out_dir / "ladder.json")}
+    drawn = None
+    if config.figure != "none":
+        drawn = draw(table, config.out_dir / f"gain_by_compute.{config.figure}")
+    return table | {
+        "ladder": str(config.out_dir / "ladder.json"),
+        "figure": drawn and str(drawn),
+    }
 
 
 def main() -> None:
