@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from rlpt.cli_data import data
+from rlpt.cli_fit import fit
 from rlpt.cli_options import (
     InOrder,
     conclude,
@@ -148,6 +149,9 @@ def evaluate(config: Path, overrides: Sequence[str], shard: tuple[int, int], as_
     if is_main_rank():
         show(render(found))
     finish(found, as_json)
+
+
+cli.add_command(fit)
 
 
 @cli.command()
