@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
-from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.rlvr import RLVRStage, RunStage
+from rlpt.stages import Count, MismatchConfig, NextTokenStage, Positive, Rate, RLStage
 from rlpt.templates import INLINE, FrameConfig
 from rlpt.terms import Fraction
 from rlpt_data.queries import AnnotatedCuts
@@ -253,7 +254,7 @@ class RunConfig(Strict):
     thought: ThoughtConfig = ThoughtConfig()
     engine: EngineConfig = EngineConfig()
     rollout: RolloutConfig = RolloutConfig()
-    stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stage: Annotated[tuple[RunStage, ...], Field(min_length=1)]
     """The stages in order, each a `[[stage]]` table with a `kind`; the weights chain."""
     mismatch: MismatchConfig = MismatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -320,7 +321,9 @@ class RunConfig(Strict):
             raise ValueError(
                 f"stage {stage.name}: reward {reward.kind} looks at a prediction; set thought.prediction_tokens >= 1"
             )
-        if predicted > self.prompts.horizon_tokens:
+        if isinstance(stage, RLVRStage):
+            stage.refuse_unfit(self.thought.budget_tokens, predicted)
+        if reward.within_text and predicted > self.prompts.horizon_tokens:
             raise ValueError(
                 f"thought.prediction_tokens = {predicted} exceeds prompts.horizon_tokens = "
                 f"{self.prompts.horizon_tokens}: there would be no text to match"

@@ -1,4 +1,5 @@
-"""The run folder: config.json, environment.json, metrics.jsonl, evaluations.jsonl, rollouts, summary.json.
+"""The run folder: config.json, environment.json, metrics.jsonl, evaluations.jsonl, answers.jsonl, rollouts and
+summary.json.
 
 `metrics.jsonl` gets one object a step, always; wandb gets the same numbers when asked (this is its only door).
 Files only grow; a resume cuts them back to what the checkpoint knew. Only rank 0 writes.
@@ -19,7 +20,7 @@ from rlpt.config import RunConfig
 from rlpt.dist import World
 from rlpt_data.strict import UserError
 
-_JOURNALS = ("metrics.jsonl", "evaluations.jsonl")
+_JOURNALS = ("metrics.jsonl", "evaluations.jsonl", "answers.jsonl")
 _PACKAGES = (
     "rlpt",
     "torch",
@@ -83,6 +84,16 @@ class RunLog:
                 self.dir / "evaluations.jsonl", {"step": step, "stage": stage, "summary": summary}
             )
 
+    def answers(self, step: int, stage: str, values: Mapping[str, float | None]) -> None:
+        """One line of answers.jsonl: accuracy on held-out questions."""
+        if self.world.is_main:
+            append_json(self.dir / "answers.jsonl", {"step": step, "stage": stage, **values})
+
+    def questions(self, stage: str, found: Mapping[str, Any]) -> None:
+        """questions_STAGE.json: the files of questions, their hashes and what was dropped."""
+        if self.world.is_main:
+            write_json(_questions_path(self.dir, stage), found)
+
     def rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
         """rollouts/step_NNNNNN.jsonl.zst, one object a group."""
         if self.world.is_main:
@@ -143,6 +154,16 @@ def has_work(run_dir: Path) -> bool:
     return any(path.exists() and path.stat().st_size for path in journals) or any(
         run_dir.glob("checkpoints/step_*")
     )
+
+
+def read_questions(run_dir: Path, stage: str) -> dict[str, Any] | None:
+    """What a run that left work here began a stage of questions with."""
+    path = _questions_path(run_dir, stage)
+    return read_config(path) if path.exists() and has_work(run_dir) else None
+
+
+def _questions_path(run_dir: Path, stage: str) -> Path:
+    return run_dir / f"questions_{stage}.json"
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The parts of one stage: what learns, where documents come from, and what rewards thoughts."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,8 @@ class Outfit:
         }
         separator = self._foreign(scorers, tokens)
         centred = self.stage.cancels_baselines
-        return self.stage.built(Kit(scorers, markers, centred, self._token_bytes, separator))
+        token_bytes = partial(policy_bytes, self.shards, self.plan)
+        return self.stage.built(Kit(scorers, markers, centred, token_bytes, separator))
 
     def _foreign(self, scorers: dict[str, Scorer], tokens: int) -> Ids | None:
         """Add another model's scorer, if the reward names one; what stands for the markers there."""
@@ -120,7 +122,8 @@ class Outfit:
         scorers["foreign"] = Scorer(model, (), self.world, tokens)
         return np.array(encoded(cfg.separator, self.shards), dtype=np.int64)
 
-    def _token_bytes(self) -> list[bytes]:
-        """Of every id of the policy; the markers and spare rows stand for no text."""
-        known = self.shards.token_bytes()
-        return [*known, *[b""] * (self.plan.vocabulary.size - len(known))]
+
+def policy_bytes(shards: ShardFolder, plan: Blueprint) -> list[bytes]:
+    """Of every id of the policy; the markers and spare rows stand for no text."""
+    known = shards.token_bytes()
+    return [*known, *[b""] * (plan.vocabulary.size - len(known))]
