@@ -155,19 +155,26 @@ cli.add_command(fit)
 
 
 @cli.command()
-@run_argument
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Default: report.html in RUN; of several in the folder that holds them.",
+)
 @json_option
-def report(run_dir: Path, as_json: bool) -> None:
-    """Draw RUN as one offline HTML file.
+def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
+    """Draw one RUN, or several side by side, as one offline HTML file.
 
-    It holds curves, thoughts beside the held-out text, and the controls.
+    Held-out numbers with their controls first; then every dumped thought beside the text it was to
+    help with, curves, where the time goes, engine against trainer, data, settings and evidence.
     """
     from rlpt.report import write
 
-    path = write(run_dir)
-    found = run_dir / "summary.json"
-    summary = json.loads(found.read_text()) if found.is_file() else {}
-    click.echo(text(summary) or f"{run_dir}: not finished, so it has no summary yet")
+    path = write(runs, out)
+    found = runs[0] / "summary.json"
+    summary = json.loads(found.read_text()) if len(runs) == 1 and found.is_file() else {}
+    if len(runs) == 1:
+        click.echo(text(summary) or f"{runs[0]}: not finished, so it has no summary yet")
     click.echo(f"\nreport: {path}")
     finish({"report": path, "summary": summary}, as_json)
 
