@@ -254,7 +254,9 @@ def _parsed(text: str, where: str) -> Row:
 def near(name: str, known: Iterable[str]) -> str:
     """The names that look most like a mistyped one, or what there is."""
     names = sorted(known)
-    inside = [other for other in names if name in other or other in name]
+    inside = sorted(
+        (other for other in names if name in other), key=lambda other: not other.endswith(".mean")
+    )
     alike = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     found = list(dict.fromkeys([*alike, *inside]))[:5]
     if found:

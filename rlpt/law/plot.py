@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from rlpt.law.ceiling import Shared
 from rlpt.law.findings import Found
 from rlpt.law.points import Points
+from rlpt.law.profile import Bounds
 
 _COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#862e9c", "#c2255c", "#0b7285", "#846358", "#495057")
 _GREY = "#868e96"
@@ -38,16 +39,16 @@ def draw(found: Sequence[Found], together: Shared | None, title: str, folder: Pa
     """Write fit.svg and fit.png."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8.4, 4.6), layout="constrained")
-        main, side = figure.subplots(1, 2, sharey=True, width_ratios=(9, 1))
+        main, side = figure.subplots(1, 2, sharey=True, width_ratios=(8, 1))
         for each, colour in zip(found, _colours(len(found)), strict=True):
             _curve(main, each, colour)
-        for place, (each, colour) in enumerate(zip(found, _colours(len(found)), strict=True)):
-            low, high = next(iter(each.bounds.values()))
-            _bar(side, place, float(each.fitted.theta_Q[0]), low, high, colour)
+        _axes(main, side, found, title)
+        bars = [(each.fitted.theta_Q[0], next(iter(each.bounds.values()))) for each in found]
         if together is not None:
             main.axhline(together.ceiling, color=_GREY, linewidth=1, linestyle=(0, (1, 2)))
-            _bar(side, len(found), together.ceiling, *together.bounds, _GREY)
-        _axes(main, side, found, title)
+            bars.append((together.ceiling, together.bounds))
+        for place, (value, bounds) in enumerate(bars):
+            _bar(side, place, float(value), bounds, [*_colours(len(found)), _GREY][place])
         _legend(main, found, together)
         figure.savefig(folder / "fit.svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / "fit.png", dpi=150)
@@ -91,23 +92,17 @@ def _dots(axes: Axes, points: Points, colour: str, **style: Any) -> None:
     )
 
 
-def _bar(
-    axes: Axes, place: int, value: float, low: float | None, high: float | None, colour: str
-) -> None:
-    """An interval; an arrow where it has no end."""
-    ends = (value if low is None else low, value if high is None else high)
+def _bar(axes: Axes, place: int, value: float, bounds: Bounds, colour: str) -> None:
+    """An interval; to the end of the axes, with an arrow, where it has no end."""
+    ends = [
+        end if end is not None else edge for end, edge in zip(bounds, axes.get_ylim(), strict=True)
+    ]
     axes.plot([place, place], ends, color=colour, linewidth=2)
     axes.plot([place], [value], color=colour, marker="o", markersize=5)
-    for end, marker in ((low, "v"), (high, "^")):
+    for end, height, marker in zip(bounds, (0.01, 0.99), ("v", "^"), strict=True):
         if end is None:
-            axes.plot(
-                [place],
-                [0.02 if marker == "v" else 0.98],
-                color=colour,
-                marker=marker,
-                transform=axes.get_xaxis_transform(),
-                clip_on=False,
-            )
+            arrow = {"color": colour, "marker": marker, "transform": axes.get_xaxis_transform()}
+            axes.plot([place], [height], clip_on=False, **arrow)
 
 
 def _axes(main: Axes, side: Axes, found: Sequence[Found], title: str) -> None:
@@ -118,7 +113,7 @@ def _axes(main: Axes, side: Axes, found: Sequence[Found], title: str) -> None:
     main.set(xlabel=f"{compute} (log)", ylabel=name)
     main.set_ylim(*_limits(found))
     side.set_xticks([])
-    side.set_xlabel(f"ceiling {found[0].fitted.law.names[0]}\n95% interval")
+    side.set_xlabel(f"ceiling {found[0].fitted.law.names[0]},\n95%")
     side.margins(x=0.6)
     side.tick_params(labelleft=False, left=False)
 
@@ -149,7 +144,7 @@ def _legend(axes: Axes, found: Sequence[Found], together: Shared | None) -> None
     handles.append(Line2D([], [], **plain, label="fitted"))
     if any(each.miss for each in found):
         handles.append(
-            Line2D([], [], **plain, markerfacecolor="white", label="later half, to be predicted")
+            Line2D([], [], **plain, markerfacecolor="white", label="later points, to be predicted")
         )
         handles.append(
             Line2D(
@@ -158,7 +153,7 @@ def _legend(axes: Axes, found: Sequence[Found], together: Shared | None) -> None
                 color=first,
                 linewidth=1,
                 linestyle=(0, (5, 3)),
-                label="law of the first half",
+                label="law of the first points",
             )
         )
     if any(len(each.window.early) for each in found):

@@ -41,7 +41,8 @@ def _table(title: str, runs: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for run in runs:
         counted = [str(len(run["points"]["fitted"])), _start(run)] if alone else []
-        cells = [_parameter(run["parameters"][name]) for name in names]
+        # Text: in a plain string rich takes brackets for markup.
+        cells = [Text(_parameter(run["parameters"][name])) for name in names]
         table.add_row(Text(run["name"]), *counted, *cells, number(run["noise"]))
     return table
 
@@ -80,9 +81,9 @@ def _prediction(miss: dict[str, Any] | None, unit: str) -> str:
         return "hold-out: none (too few points in a half of the compute)"
     way = "too high" if miss["signed"] < 0 else "too low"
     return (
-        f"hold-out: fitted up to {number(miss['until'])} {unit} ({miss['fitted_points']} points), it predicts the next "
-        f"{miss['predicted_points']} with an rms miss of {number(miss['rms'])}, {number(abs(miss['signed']))} {way} on "
-        f"average (noise {number(miss['noise'])})"
+        f"hold-out: fitted up to {number(miss['until'])} {unit} ({miss['fitted_points']} points), it misses the next "
+        f"{miss['predicted_points']} by {number(miss['rms'])} (rms; noise {number(miss['noise'])}), "
+        f"{number(abs(miss['signed']))} {way} on average"
     )
 
 
