@@ -1,33 +1,25 @@
 """Records -> the block of figures that every table of an evaluation repeats: of all prompts, a domain, a tier."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from rlpt.evaluate.attempts import best_at_k, pass_at_k, powers
 from rlpt.evaluate.calibration import calibration
-from rlpt.evaluate.quantities import (
-    RIVALS,
-    Resampling,
-    Sums,
-    accuracies,
-    likelihoods,
-    places,
-    sums_of,
-    totals,
-)
+from rlpt.evaluate.quantities import RIVALS, Resampling, Sheet, Sums, places, totals
 from rlpt.evaluate.records import GREEDY, NO_THINK, NULL, OWN, WRONG, WRONG_NO_THINK, Record
 from rlpt.statistics import Interval, verdict
 
 Table = dict[str, Any]
 
 
-def block(records: Sequence[Record], resampling: Resampling) -> Table:
+def block(sheet: Sheet, resampling: Resampling) -> Table:
     """Gain, controls, first token, accuracies and verdict of any set of whole prompts. All intervals of one block come
     from the same resampled clusters.
     """
-    measured = resampling.intervals(records, sums_of(records))
+    records, measured = sheet.records, sheet.intervals(resampling)
     own_minus = {
         name: measured[f"own_minus_{name}"] for name in RIVALS if f"own_minus_{name}" in measured
     }
@@ -59,9 +51,9 @@ def block(records: Sequence[Record], resampling: Resampling) -> Table:
     }
 
 
-def brief(records: Sequence[Record], resampling: Resampling) -> Table:
+def brief(sheet: Sheet, resampling: Resampling) -> Table:
     """The figures that need no whole prompts: of thoughts that have something in common."""
-    measured = resampling.intervals(records, {**likelihoods(records), **accuracies(records)})
+    records, measured = sheet.records, sheet.intervals(resampling)
     return {
         "gain_heldout": measured["gain"].as_dict(),
         "logp_no_think": measured["logp_no_think"].as_dict(),
@@ -96,37 +88,42 @@ def _accuracies(measured: Mapping[str, Interval]) -> Table:
     }
 
 
-def at_k(records: Sequence[Record], resampling: Resampling) -> dict[str, Table]:
+def at_k(sheet: Sheet, resampling: Resampling) -> dict[str, Table]:
     """By k = 1, 2, 4, ... n: mean, best and passing of k thoughts, see `rlpt.evaluate.attempts`.
 
     mean@k is the mean over all n whatever k is; it stands beside the others to be compared with.
     """
-    found = {}
-    for k in powers(1 + max(record.sample for record in records)):
-        measured = resampling.intervals(records, _attempts(records, k))
+    found, places_PG = {}, places(sheet.records)
+    for k in powers(places_PG.shape[1]):
+        measured = resampling.intervals(sheet.records, _attempts(sheet.sums, places_PG, k))
         found[str(k)] = {name: interval.as_dict() for name, interval in measured.items()}
     return found
 
 
-def _attempts(records: Sequence[Record], k: int) -> Sums:
-    places_PG = places(records)
-    tokens_N = np.array([record.num_tokens for record in records], dtype=np.float64)
-    ones_N = np.ones(len(records))
-    base_N, own_N, best_N = totals(records, NO_THINK), totals(records, OWN), np.empty(len(records))
-    best_N[places_PG] = best_at_k(own_N[places_PG], k)[:, None]
+def _attempts(sums: Sums, places_PG: Int[np.ndarray, "P G"], k: int) -> Sums:
+    # What is subtracted is the same for all thoughts of a prompt: the best gain is that of the best thought.
     found: Sums = {
-        "mean_gain": (own_N - base_N, tokens_N),
-        "best_gain": (best_N - base_N, tokens_N),
+        "mean_gain": sums["gain"],
+        "best_gain": _over_choices(best_at_k, sums["gain"], places_PG, k),
     }
     right = {"next_token": "accuracy_thought", "prediction": "prediction"}
-    measured = accuracies(records)
     for name, quantity in right.items():
-        if quantity in measured:
-            right_N, passed_N = measured[quantity][0], np.empty(len(records))
-            passed_N[places_PG] = pass_at_k(right_N[places_PG], k)[:, None]
-            found[f"mean_{name}"] = (right_N, ones_N)
-            found[f"pass_{name}"] = (passed_N, ones_N)
+        if quantity in sums:
+            found[f"mean_{name}"] = sums[quantity]
+            found[f"pass_{name}"] = _over_choices(pass_at_k, sums[quantity], places_PG, k)
     return found
+
+
+def _over_choices(
+    arithmetic: Callable[[Float[np.ndarray, "P G"], int], Float[np.ndarray, " P"]],
+    sums: tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]],
+    places_PG: Int[np.ndarray, "P G"],
+    k: int,
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """A figure of every prompt, in each of its rows."""
+    value_N = np.empty_like(sums[0])
+    value_N[places_PG] = arithmetic(sums[0][places_PG], k)[:, None]
+    return value_N, sums[1]
 
 
 def calibrations(records: Sequence[Record]) -> dict[str, Table]:

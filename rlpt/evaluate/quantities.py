@@ -46,6 +46,26 @@ def sums_of(records: Sequence[Record]) -> Sums:
     }
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """Whole prompts' records and beside them, row by row, all that is averaged: computed once, then cut into parts."""
+
+    records: Sequence[Record]
+    sums: Sums
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Sheet":
+        return cls(records, sums_of(records))
+
+    def part(self, index_M: Int[np.ndarray, " M"]) -> "Sheet":
+        """Some of the rows. Of what is said of prompts, only whole ones make sense."""
+        sums = {name: (over[index_M], under[index_M]) for name, (over, under) in self.sums.items()}
+        return Sheet([self.records[index] for index in index_M], sums)
+
+    def intervals(self, resampling: Resampling) -> dict[str, Interval]:
+        return resampling.intervals(self.records, self.sums)
+
+
 def totals(records: Sequence[Record], frame: str) -> Float[np.ndarray, " N"]:
     """log p of the whole continuation, nats."""
     return np.array([record.total(frame) for record in records])

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from rlpt.curriculum import EntropyCurriculum
 from rlpt.evaluate.blocks import Table, block, brief
-from rlpt.evaluate.quantities import Resampling
+from rlpt.evaluate.quantities import Resampling, Sheet
 from rlpt.evaluate.records import NO_THINK, Record
 
 MAX_DOMAINS = 24
@@ -19,32 +19,32 @@ TIERS = dict(zip(("easy", "medium", "hard"), EntropyCurriculum().tiers, strict=T
 """Nats. A position is of a tier where its entropy is above: RPT's tiers nest, hard is in medium is in easy."""
 
 
-def per_domain(records: Sequence[Record], resampling: Resampling) -> Table:
+def per_domain(sheet: Sheet, resampling: Resampling) -> Table:
     """Blocks of the largest domains. Inside one, documents are resampled: it is a single domain."""
     inside = replace(resampling, unit="document")
-    counts = Counter(record.domain for record in records)
+    domain_N = np.array([record.domain for record in sheet.records])
+    counts = Counter(domain_N.tolist())
     largest = sorted(counts, key=lambda name: (-counts[name], name))[:MAX_DOMAINS]
-    return {name: block([r for r in records if r.domain == name], inside) for name in largest}
+    return {name: block(sheet.part(np.flatnonzero(domain_N == name)), inside) for name in largest}
 
 
-def by_entropy(records: Sequence[Record], resampling: Resampling) -> dict[str, Any]:
+def by_entropy(sheet: Sheet, resampling: Resampling) -> dict[str, Any]:
     """``entropy_tiers`` (RPT, arXiv 2506.08007) and ``entropy_quantiles`` of the prompts.
 
     ``source`` says whose entropy of the first continuation token it is: annotations, by the proxy of the shards; or
     policy, its own without a thought, which another checkpoint does not share. Nothing where neither is known.
     """
-    source, entropy_N = _entropy(records)
+    source, entropy_N = _entropy(sheet.records)
     if entropy_N is None:
         return {}
     tiers: Table = {"source": source, "nested": True}
     for name, least in TIERS.items():
-        chosen = [r for r, entropy in zip(records, entropy_N, strict=True) if entropy > least]
-        part = block(chosen, resampling) if chosen else {"prompts": 0}
+        chosen = np.flatnonzero(entropy_N > least)
+        part = block(sheet.part(chosen), resampling) if len(chosen) else {"prompts": 0}
         tiers[name] = {"above": least, **part}
     parts = []
     for members, low, high in buckets(entropy_N, QUANTILES):
-        part = block([records[index] for index in members], resampling)
-        parts.append({"from": low, "to": high, **part})
+        parts.append({"from": low, "to": high, **block(sheet.part(members), resampling)})
     return {"entropy_tiers": tiers, "entropy_quantiles": {"source": source, "parts": parts}}
 
 
@@ -57,11 +57,11 @@ def _entropy(records: Sequence[Record]) -> tuple[str, Float[np.ndarray, " N"] | 
     return "policy", np.array(own) if len(own) == len(records) else None
 
 
-def by_thought_length(records: Sequence[Record], resampling: Resampling) -> list[Table]:
+def by_thought_length(sheet: Sheet, resampling: Resampling) -> list[Table]:
     """A brief table for each quarter of the thoughts by length, in tokens; thoughts of one length stay together."""
-    length_N = np.array([float(len(record.thought_ids)) for record in records])
+    length_N = np.array([float(len(record.thought_ids)) for record in sheet.records])
     return [
-        {"from": int(low), "to": int(high), **brief([records[i] for i in members], resampling)}
+        {"from": int(low), "to": int(high), **brief(sheet.part(members), resampling)}
         for members, low, high in buckets(length_N, QUANTILES)
     ]
 

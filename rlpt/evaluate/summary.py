@@ -43,7 +43,7 @@ import numpy as np
 from rlpt.evaluate.bits_per_byte import WindowRecord, bits_per_byte
 from rlpt.evaluate.blocks import Table, at_k, block, calibrations, null
 from rlpt.evaluate.leak import Leak
-from rlpt.evaluate.quantities import Resampling
+from rlpt.evaluate.quantities import Resampling, Sheet
 from rlpt.evaluate.records import NULL, Record
 from rlpt.evaluate.slices import by_entropy, by_thought_length, per_domain
 from rlpt.evaluate.thoughts import thought_statistics
@@ -62,18 +62,19 @@ def summarise(
     """The summary of one evaluation, ready for JSON. Its keys are those of `eval.json` and of the
     report.
     """
-    table = block(records, resampling)
+    sheet = Sheet.of(records)
+    table = block(sheet, resampling)
     if any(NULL in record.logp for record in records):
         table["null"] = null(records, NULL_LIMIT[compute_dtype])
     if leaked is not None:
         table["leak"] = leaked.as_dict()
-    table["at_k"] = at_k(records, resampling)
+    table["at_k"] = at_k(sheet, resampling)
     table["calibration"] = calibrations(records)
-    table |= by_entropy(records, resampling)
-    table["by_thought_length"] = by_thought_length(records, resampling)
+    table |= by_entropy(sheet, resampling)
+    table["by_thought_length"] = by_thought_length(sheet, resampling)
     table["bits_per_byte"] = _bits(windows, resampling)
     table["thought"] = thought_statistics(records)
-    table["per_domain"] = per_domain(records, resampling)
+    table["per_domain"] = per_domain(sheet, resampling)
     table["evaluation"] = {
         "prompts": len({record.key[:3] for record in records}),
         "documents": len({record.document for record in records}),
