@@ -54,7 +54,11 @@ def training_lines(table: Mapping[str, Any]) -> list[Line]:
 def thinking_lines(table: Mapping[str, Any]) -> list[Line]:
     """Thinking budgets at a fixed checkpoint; a budget of 0 costs what reading the context does."""
     swept = [row for row in table["rungs"] if row["budget_tokens"] is not None]
-    return lines(swept, lambda row: row["of"], lambda row: row["thinking"]["flops_per_thought"])
+    return lines(swept, _policy, lambda row: row["thinking"]["flops_per_thought"])
+
+
+def _policy(row: Mapping[str, Any]) -> str:
+    return row["name"].removesuffix(f"-budget_{row['budget_tokens']}")
 
 
 def _budget(row: Mapping[str, Any]) -> str:
@@ -87,6 +91,7 @@ def draw(table: Mapping[str, Any], path: Path) -> Path | None:
 
 def _panel(axis: Any, title: str, found: Sequence[Line]) -> None:
     import matplotlib as mpl
+    from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
     colours = mpl.colormaps["viridis"]
     for place, line in enumerate(found):
@@ -100,6 +105,12 @@ def _panel(axis: Any, title: str, found: Sequence[Line]) -> None:
         )
     axis.axhline(0.0, color="grey", linewidth=0.8, linestyle=":")
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    flops = [x for line in found for x in line.flops]
+    if max(flops) < 20 * min(flops):
+        # Powers of ten would be one tick or none.
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(EngFormatter())
     axis.set_xlabel(title)
     axis.legend(fontsize=7, frameon=False)
 

@@ -86,7 +86,7 @@ def _subjects(config: EvalJobConfig) -> tuple[list[Rung], list[str]]:
         except UserError as error:
             missing.append(str(error))
             continue
-        found += [_of_run(asked, path, len(paths) > 1) for path in paths]
+        found += [_of_run(asked, path, len(paths) > 1, bool(config.ladder)) for path in paths]
     if missing and (not config.skip_missing or not found):
         left = "" if len(config.rungs) == 1 else " (skip_missing = true leaves them out)"
         if len(missing) == 1:
@@ -117,14 +117,15 @@ def _model(asked: RungConfig) -> Rung:
     return Rung(name, "fresh" if place is None else str(place), _exact(asked.policy))
 
 
-def _of_run(asked: RungConfig, path: Path, several: bool) -> Rung:
-    known = _table(path.parent.parent)["policy"]
+def _of_run(asked: RungConfig, path: Path, several: bool, named: bool) -> Rung:
+    run_dir, step = path.parent.parent, int(path.name.removeprefix("step_"))
+    known = _table(run_dir)["policy"]
     assert isinstance(known, PolicyConfig)
-    run = path.parent.parent.resolve().name
-    name = asked.name or f"{run}-{path.name}"
-    if asked.name and several:
-        name = f"{asked.name}-{path.name}"
-    return Rung(name, f"{path.parent.parent}@{int(path.name[5:])}", _exact(known), path)
+    parts = [asked.name or (run_dir.resolve().name if named else "")]
+    if several or not asked.name:
+        parts.append(f"step_{step}")
+    name = "-".join(part for part in parts if part)
+    return Rung(name, f"{run_dir}@{step}", _exact(known), path)
 
 
 def _exact(policy: PolicyConfig) -> PolicyConfig:

@@ -33,11 +33,13 @@ def table(found: Mapping[str, Any]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("rung", overflow="fold")
-    titles = ("training FLOPs", "tokens a thought", "FLOPs a thought", "gain, nats/token", "change")
-    for title in (*titles, "own - empty", "bits/byte"):
+    for title in ("training\nFLOPs", "tokens a\nthought"):
         made.add_column(title, justify="right")
+    for title in ("gain,\nnats a token", "change", "own - empty"):
+        made.add_column(title, justify="right")
+    made.add_column("bits a\nbyte", justify="right")
     made.add_column("verdict")
     for row in found["rungs"]:
         made.add_row(*cells(row))
@@ -53,7 +55,6 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         row["name"],
         counted(row["training"].get("flops")),
         f"{thinking['tokens_per_thought']:.1f}",
-        counted(thinking["flops_per_thought"]),
         interval(row["gain_heldout"]),
         "" if change is None else interval(change["gain"]),
         "" if empty is None else interval(empty["own_minus_control"]),
@@ -65,8 +66,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 def interval(value: Mapping[str, Any]) -> str:
     """mean [low, high]; a mean alone where documents are too few for an interval."""
     if value["ci_low"] is None:
-        return f"{value['mean']:+.4f}"
-    return f"{value['mean']:+.4f} [{value['ci_low']:+.4f}, {value['ci_high']:+.4f}]"
+        return f"{value['mean']:+.3f}"
+    return f"{value['mean']:+.3f} [{value['ci_low']:+.3f}, {value['ci_high']:+.3f}]"
 
 
 def counted(value: float | None) -> str:

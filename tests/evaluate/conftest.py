@@ -2,7 +2,10 @@
 out by hand.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -161,3 +164,22 @@ class Tiny:
 @pytest.fixture
 def tiny() -> type[Tiny]:
     return Tiny
+
+
+@pytest.fixture(scope="session")
+def jobs() -> ModuleType:
+    """The module `tiny_jobs`: shards, run folders and jobs."""
+    spec = importlib.util.spec_from_file_location(
+        "tiny_jobs", Path(__file__).with_name("tiny_jobs.py")
+    )
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def shards_dir(jobs, tmp_path_factory) -> Path:
+    """Shards of 240 pages."""
+    return jobs.shards(tmp_path_factory.mktemp("eval"))
