@@ -5,6 +5,7 @@ with a zero byte after each, written to the browser's file 3 and read from its f
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -87,14 +88,18 @@ class Page:
 
     def picture(self, path: Path, whole: bool = False) -> None:
         """A PNG of what is seen, or of the whole page."""
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))
+        found = self.call(
+            "Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole)
+        )
         path.write_bytes(base64.b64decode(found["data"]))
 
     def _clip(self, whole: bool) -> dict[str, Any]:
         if not whole:
             return {}
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        return {"clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}}
+        return {
+            "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        }
 
 
 class Browser:
@@ -158,13 +163,17 @@ def browser() -> Iterator[Browser]:
     """A browser of its own profile, ended and swept up at the end."""
     path = installed()
     assert path, "no browser is installed"
-    # The browser reads from file 3 and writes to file 4.
-    (theirs_in, to), (back, theirs_out) = os.pipe(), os.pipe()
+    (theirs_in, to), (back, theirs_out) = _pipe(), _pipe()
+
+    def become_3_and_4() -> None:
+        os.dup2(theirs_in, 3)
+        os.dup2(theirs_out, 4)
+
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        command = [path, *_FLAGS, f"--user-data-dir={profile}"]
         process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", *command],
-            pass_fds=(theirs_in, theirs_out),
+            [path, *_FLAGS, f"--user-data-dir={profile}"],
+            preexec_fn=become_3_and_4,
+            close_fds=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -176,6 +185,15 @@ def browser() -> Iterator[Browser]:
             yield opened
         finally:
             _end(opened)
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are not called 3 or 4, which are the browser's."""
+    low = os.pipe()
+    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 5) for end in low]
+    for end in low:
+        os.close(end)
+    return high[0], high[1]
 
 
 def _end(opened: Browser) -> None:

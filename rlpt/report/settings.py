@@ -29,7 +29,11 @@ def beside_defaults(run: Run) -> list[Setting] | None:
         cfg = parse(RunConfig, run.config, "config.json")
     except UserError:
         return None
-    return [Setting(key, pair) for key, *pair in _differing(cfg) if key not in _OWN]  # pyright: ignore
+    return [
+        Setting(key, (shown(default), shown(value)))
+        for key, default, value in _differing(cfg)
+        if key not in _OWN
+    ]
 
 
 def between(runs: Sequence[Run]) -> list[Setting]:
@@ -42,17 +46,22 @@ def between(runs: Sequence[Run]) -> list[Setting]:
     return [Setting(key, found) for key, found in values.items() if len(set(found)) > 1]
 
 
-def _differing(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def _differing(
+    model: BaseModel, usual: Any = None, prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(key, default, value) below ``model``; ``usual``: what stands in its place by default."""
     for name, field in type(model).model_fields.items():
         value, key = getattr(model, name), f"{prefix}{name}"
         default = field.get_default(call_default_factory=True)
-        if isinstance(value, BaseModel) and (field.is_required() or type(value) is type(default)):
-            yield from _differing(value, f"{key}.")
+        if type(usual) is type(model):
+            default = getattr(usual, name)
+        if isinstance(value, BaseModel):
+            yield from _differing(value, default, f"{key}.")
         elif isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
             for place, each in enumerate(value):
-                yield from _differing(each, f"{key}.{place}.")
-        elif field.is_required() or value != default:
-            yield key, shown(default), shown(value)
+                yield from _differing(each, None, f"{key}.{place}.")
+        elif value != default:
+            yield key, default, value
 
 
 def flattened(table: Any, prefix: str = "") -> dict[str, Any]:
