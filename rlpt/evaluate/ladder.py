@@ -11,8 +11,9 @@ from typing import Any
 
 from rlpt.compute import Spent, cumulative_costs
 from rlpt.evaluate import files
+from rlpt.evaluate.bits_per_byte import WindowRecord
 from rlpt.evaluate.evaluation import Evaluation
-from rlpt.evaluate.paired import bits_change, change
+from rlpt.evaluate.paired import bits_change, change_over_seeds
 from rlpt.evaluate.rungs import Ladder, Rung
 from rlpt.evaluate.summary import summarise
 from rlpt.runlog import read_config
@@ -70,15 +71,12 @@ def figures(found: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def changes(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> dict[str, Any]:
-    """Paired, seed by seed and prompt by prompt: over the prompts of all seeds, and of the gain over seeds."""
-    first, last = pooled(before), pooled(after)
-    moved = change(first.records, last.records, last.resampling)
-    row: dict[str, Any] = {name: interval.as_dict() for name, interval in moved.items()}
-    if first.windows:
-        row["bits_per_byte"] = bits_change(first.windows, last.windows, last.resampling).as_dict()
-    if len(after) > 1:
-        gains = [new.gain - old.gain for old, new in zip(before, after, strict=True)]
-        row["over_seeds"] = {"gain": seed_interval(gains)}
+    """Paired, seed by seed and prompt by prompt: over the prompts of all seeds, and over seeds."""
+    records = ([each.records for each in found] for found in (before, after))
+    row = change_over_seeds(*records, after[0].resampling)
+    windows = [_windows(found) for found in (before, after)]
+    if windows[0]:
+        row["bits_per_byte"] = bits_change(*windows, after[0].resampling).as_dict()
     return row
 
 
@@ -91,10 +89,13 @@ def pooled(found: Sequence[Evaluation]) -> Evaluation:
         for number, each in enumerate(found)
         for record in each.records
     ]
-    # Without a thought the beginning of a document reads the same whatever the seed.
-    windows = list({window.key: window for each in found for window in each.windows}.values())
-    resampling = found[0].resampling
+    windows, resampling = _windows(found), found[0].resampling
     return Evaluation(records, windows, summarise(records, windows, resampling), resampling)
+
+
+def _windows(found: Sequence[Evaluation]) -> list[WindowRecord]:
+    """Without a thought the beginning of a document reads the same whatever the seed."""
+    return list({window.key: window for each in found for window in each.windows}.values())
 
 
 def _training(

@@ -40,13 +40,13 @@ def _differences(before: Sequence[Record], after: Sequence[Record]) -> Sums:
 
 def change_over_seeds(
     before: Sequence[Sequence[Record]], after: Sequence[Sequence[Record]], resampling: Resampling
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """As `change` for two models at several seeds each, of training or of evaluation: the i-th of one with the i-th of
     the other.
 
     Of every quantity the pooled ratio of sums, whose interval resamples the unit with all its records of all seeds and
-    takes the seeds as given; and under ``over_seeds`` the mean over seeds with Student's interval over them, None below
-    three. Raises ValueError where the seeds are not as many, or the keys of a pair differ.
+    takes the seeds as given; and of several, under ``over_seeds``, the mean over seeds with Student's interval over
+    them, None below three. Raises ValueError where the seeds are not as many, or the keys of a pair differ.
     """
     if len(before) != len(after):
         raise ValueError(
@@ -56,16 +56,14 @@ def change_over_seeds(
     names = [name for name in parts[0] if all(name in part for part in parts)]
     pooled: Sums = {name: (_joined(parts, name, 0), _joined(parts, name, 1)) for name in names}
     measured = resampling.intervals([record for one in after for record in one], pooled)
-    return {
-        name: {
-            **measured[name].as_dict(),
-            "over_seeds": seed_interval([_ratio(*part[name]) for part in parts]),
-        }
-        for name in names
-    }
+    table: dict[str, Any] = {name: measured[name].as_dict() for name in names}
+    if len(parts) > 1:
+        ratios = {name: [_ratio(*part[name]) for part in parts] for name in names}
+        table["over_seeds"] = {name: seed_interval(values) for name, values in ratios.items()}
+    return table
 
 
-def _joined(parts: Sequence[Sums], name: str, side: int) -> Float[np.ndarray, " N"]:
+def _joined(parts: Sequence[Sums], name: str, side: int) -> Float[np.ndarray, " M"]:
     return np.concatenate([part[name][side] for part in parts])
 
 
