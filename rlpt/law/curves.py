@@ -24,7 +24,6 @@ Numbers = dict[str, float]
 AXES = ("steps", "tokens", "flops", "seconds")
 """What a run's compute is counted in."""
 _JOURNALS = ("evaluations.jsonl", "answers.jsonl", "metrics.jsonl")
-_NOT_VALUES = ("step",)
 _SIDE = 1.959963984540054
 
 
@@ -89,28 +88,29 @@ def _run(run_dir: Path, x: str, y: str, from_step: int | None) -> Curve:
     journals = {name: _journal(run_dir / name) for name in _JOURNALS}
     if not any(journals.values()):
         raise UserError(f"{run_dir}: no run here ({' and '.join(_JOURNALS)} are absent); name one")
-    rows = [(row["step"], numbers) for row, numbers in _rows_with(journals, y, run_dir)]
     start, note = _start(run_dir, journals["metrics.jsonl"], from_step)
-    compute = _compute(run_dir, x, start, [step for step, _ in rows if step >= start])
-    places = [_place(compute[step], numbers, y) for step, numbers in rows if step >= start]
+    journal, rows = _rows_with(journals, y, run_dir)
+    # An evaluation at the start is the value before any compute; a step's metrics come after it.
+    first = start + (journal == "metrics.jsonl")
+    later = [(row["step"], numbers) for row, numbers in rows if row["step"] >= first]
+    compute = _compute(run_dir, x, start, [step for step, _ in later])
+    places = [_place(compute[step], numbers, y) for step, numbers in later]
     return _curve(run_dir.name, places, note)
 
 
 def _rows_with(
     journals: Mapping[str, Sequence[Row]], y: str, run_dir: Path
-) -> list[tuple[Row, Numbers]]:
-    """The rows of the first journal that knows the metric."""
+) -> tuple[str, list[tuple[Row, Numbers]]]:
+    """The first journal that knows the metric, and its rows that have it."""
     known: set[str] = set()
-    for rows in journals.values():
+    for journal, rows in journals.items():
         flat = [(row, flattened(row.get("summary", row))) for row in rows]
-        names = {name for _, numbers in flat for name in numbers}
+        names = {name for _, numbers in flat for name in numbers} - {"step"}
         if _column(y, names):
-            return [(row, numbers) for row, numbers in flat if _column(y, numbers)]
+            return journal, [(row, numbers) for row, numbers in flat if _column(y, numbers)]
         known |= names
     without = "" if journals[_JOURNALS[0]] else " it has no evaluations;"
-    raise UserError(
-        f"{run_dir}: --y {y}: no such number;{without} {near(y, known - {*_NOT_VALUES})}"
-    )
+    raise UserError(f"{run_dir}: --y {y}: no such number;{without} {near(y, known)}")
 
 
 def _column(y: str, names: Iterable[str]) -> str | None:

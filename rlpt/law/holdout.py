@@ -42,10 +42,11 @@ class Miss:
 
 
 def held_out(make: Callable[[Points], Law], points: Points, fraction: float) -> Miss | None:
-    """The miss over the last ``fraction`` of the compute; None where a part has too few points."""
-    until = (1.0 - fraction) * float(points.compute_N.max())
+    """The miss over the last ``fraction`` of the compute; None where too few points come before it."""
+    last = float(points.compute_N.max())
+    until = last - fraction * last
     first_N = points.compute_N <= until
-    if first_N.sum() < LEAST_POINTS or first_N.all():
+    if first_N.sum() < LEAST_POINTS:
         return None
     first = points.where(first_N)
     return Miss(fit(make(first), first), points.where(~first_N), until)

@@ -89,8 +89,8 @@ def _found(source: Path, request: Request) -> Found:
     miss = held_out(law, seen.points, fraction) if fraction else None
     if miss is None and request.hold_out:
         raise UserError(
-            f"{curve.name}: --hold-out {fraction:g} leaves fewer than {LEAST_POINTS} points to fit, or none to "
-            "predict; evaluate more often, or hold out another part"
+            f"{curve.name}: --hold-out {fraction:g} leaves fewer than {LEAST_POINTS} points to fit; "
+            "evaluate more often, or hold out less"
         )
     return Found(curve, seen, fitted, intervals(fitted), miss)
 

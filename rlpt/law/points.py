@@ -5,7 +5,7 @@ grid.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -55,6 +55,7 @@ class Range:
         return self.low <= value <= self.high
 
 
+@runtime_checkable
 class Law(Protocol):
     """A curve over compute with three parameters. The first is the ceiling: what endless compute would reach."""
 
