@@ -4,7 +4,6 @@ Nothing but click and the standard library is imported here; every command impor
 its body, so that `rlpt --help` and a mistyped option answer at once. No command holds logic.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +22,10 @@ from rlpt.cli_options import (
     set_option,
     show,
 )
+from rlpt.cli_view import report, watch
 from rlpt.console import show_log
 from rlpt.exits import MistakeError, guarded, is_main_rank
-from rlpt.summary import proving_text, text
+from rlpt.summary import proving_text
 
 
 @click.group(
@@ -154,29 +154,8 @@ def evaluate(config: Path, overrides: Sequence[str], shard: tuple[int, int], as_
 cli.add_command(fit)
 
 
-@cli.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Default: report.html in RUN; of several in the folder that holds them.",
-)
-@json_option
-def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    """Draw one RUN, or several side by side, as one offline HTML file.
-
-    Held-out numbers with their controls first; then every dumped thought beside the text it was to
-    help with, curves, where the time goes, engine against trainer, data, settings and evidence.
-    """
-    from rlpt.report import write
-
-    path = write(runs, out)
-    found = runs[0] / "summary.json"
-    summary = json.loads(found.read_text()) if len(runs) == 1 and found.is_file() else {}
-    if len(runs) == 1:
-        click.echo(text(summary) or f"{runs[0]}: not finished, so it has no summary yet")
-    click.echo(f"\nreport: {path}")
-    finish({"report": path, "summary": summary}, as_json)
+cli.add_command(report)
+cli.add_command(watch)
 
 
 @cli.command()

@@ -1,23 +1,10 @@
 """Where the time of a step goes: sampling, scoring, training and what no clock took."""
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from rlpt.report.drawing import SERIES, canvas, stages, svg, thin, whole_steps
+from rlpt.report.readings import PARTS, time_parts
 from rlpt.report.run import Run
-
-Row = dict[str, Any]
-PARTS = ("generate", "score", "train", "rest")
-
-
-def time_parts(row: Row) -> dict[str, float] | None:
-    """Seconds of a step by part, `rest` being what no clock took; None where it was not timed."""
-    step = row.get("time/step")
-    if not isinstance(step, (int, float)) or not math.isfinite(step):
-        return None
-    known = {part: float(row.get(f"time/{part}") or 0.0) for part in PARTS[:-1]}
-    return known | {"rest": max(0.0, step - sum(known.values()))}
 
 
 def time_totals(run: Run) -> dict[str, float]:

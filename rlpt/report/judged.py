@@ -7,12 +7,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlpt.guards import Guard, bounds, coarser
+from rlpt.guards import Guard, bounds
 from rlpt.report.curves import Curve, curves, positive
 from rlpt.report.drawing import BAD, INK, canvas, finite, line_style, powers, svg, thin, whole_steps
+from rlpt.report.readings import dtype_of, limits_of
 from rlpt.report.run import Run
 from rlpt.stages import MismatchConfig
-from rlpt_data.strict import UserError, parse
 
 Row = dict[str, Any]
 ENGINE = Curve(
@@ -38,26 +38,10 @@ _JUDGED = {
 """Guard -> (title, unit); in the order of the panel."""
 
 
-def limits_of(run: Run) -> MismatchConfig | None:
-    """The run's own limits; None where its configuration has none, or others than today's."""
-    try:
-        return parse(MismatchConfig, run.config["mismatch"], "[mismatch]")
-    except (KeyError, UserError):
-        return None
-
-
-def dtype_of(run: Run) -> str:
-    """The coarser of what the policy and what the engine compute in."""
-    own = (run.config.get("policy") or {}).get("compute_dtype", "float32")
-    engine = run.config.get("engine") or {}
-    theirs = (engine.get("vllm") or {}).get("dtype", "auto")
-    return coarser(own, own if engine.get("kind") != "vllm" or theirs == "auto" else theirs)
-
-
 def shared_limits(runs: Sequence[Run]) -> MismatchConfig | None:
     """The limits of all runs; None where they have not the same."""
-    first = limits_of(runs[0])
-    return first if all(limits_of(run) == first for run in runs) else None
+    first = limits_of(runs[0].config)
+    return first if all(limits_of(run.config) == first for run in runs) else None
 
 
 def alarms(run: Run) -> tuple[int, int] | None:
@@ -111,7 +95,7 @@ def _limit_lines(axes: Axes, run: Run, metric: str, level: str, judge: MismatchC
     """Where the trainer warns (dotted) and where it ends the run (solid), step by step."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in run.metrics:
-        for guard, limit in _bounds(row, judge, level, dtype_of(run)):
+        for guard, limit in _bounds(row, judge, level, dtype_of(run.config)):
             if guard.metric == metric and 0 < limit < math.inf:
                 found.setdefault(guard.limit, []).append((row["step"], limit))
     for points in found.values():

@@ -141,10 +141,11 @@ def _dumps(folder: Path, missing: list[str]) -> list[Row]:
     paths = sorted(folder.glob("step_*.jsonl.zst"))
     if not paths:
         missing.append("rollouts/: no dump, so no thoughts can be shown (log.rollouts_every)")
-    return [row for path in paths for row in _dump(path, missing)]
+    return [row for path in paths for row in read_dump(path, missing)]
 
 
-def _dump(path: Path, missing: list[str]) -> list[Row]:
+def read_dump(path: Path, missing: list[str]) -> list[Row]:
+    """The groups of one dump; a damaged one has none, and is said in ``missing``."""
     try:
         with path.open("rb") as file:
             text = (

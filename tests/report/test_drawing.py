@@ -9,6 +9,7 @@ import pytest
 
 from rlpt.guards import ROUNDING
 from rlpt.report import clock, curves, drawing, judged, signs, words, write
+from rlpt.report.readings import dtype_of, time_parts
 from rlpt.report.run import Run, read
 
 
@@ -119,7 +120,7 @@ def limits(runs, metric, level):
     run, judge = runs[0], judged.shared_limits(runs)
     found = []
     for row in run.metrics:
-        bounds = judged._bounds(row, judge, level, judged.dtype_of(run))
+        bounds = judged._bounds(row, judge, level, dtype_of(run.config))
         found += [limit for guard, limit in bounds if guard.metric == metric]
     return found
 
@@ -156,10 +157,10 @@ def test_steps_with_a_warning_are_counted():
 
 def test_what_no_clock_took_is_the_rest_of_a_step():
     row = {"step": 1, "time/step": 10.0, "time/generate": 4.0, "time/train": 5.0, "time/wait": 3.9}
-    assert clock.time_parts(row) == {"generate": 4.0, "score": 0.0, "train": 5.0, "rest": 1.0}
-    assert clock.time_parts({"step": 1, "time/train": 5.0}) is None
+    assert time_parts(row) == {"generate": 4.0, "score": 0.0, "train": 5.0, "rest": 1.0}
+    assert time_parts({"step": 1, "time/train": 5.0}) is None
     # Clocks overlap by a rounding: never below 0.
-    assert clock.time_parts(row | {"time/step": 8.9})["rest"] == 0.0
+    assert time_parts(row | {"time/step": 8.9})["rest"] == 0.0
     totals = clock.time_totals(of_rows([row, row | {"time/step": math.nan}, row]))
     assert totals == {"generate": 8.0, "score": 0.0, "train": 10.0, "rest": 2.0}
     assert clock.step_time(of_rows([{"step": 1}])) is None
