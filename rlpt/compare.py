@@ -1,5 +1,6 @@
 """Several methods from one start, on the same prompts and budget, in one table: mean and interval over seeds."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from rlpt.compute import step_costs
 from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.flops import Cost
+from rlpt.report.words import duration
 from rlpt.runlog import read_journal, write_json
 from rlpt.statistics import seed_interval
 from rlpt.train import run as train
@@ -69,8 +71,11 @@ def run(cfg: CompareConfig) -> dict[str, Any]:
     """
     plans = list(_plans(cfg))
     found: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in cfg.arms}
-    for name, seed, resolved in plans:
-        say(f"-- {name}, seed {seed}")
+    started = time.monotonic()
+    for done, (name, seed, resolved) in enumerate(plans):
+        each = (time.monotonic() - started) / max(1, done)
+        left = f", about {duration(each * (len(plans) - done))} left" if done else ""
+        say(f"-- {name}, seed {seed}: run {done + 1} of {len(plans)}{left}")
         summary = train(resolved)
         found[name].append(figures(resolved, summary, cfg.domain))
     table = {

@@ -121,6 +121,7 @@ def _rollout(group: Group, g: int, p: int, stepped: Stepped, read: Decode) -> di
     scores = detail["thought"][p * len(group.rollouts) + g] if "thought" in detail else None
     return {
         "thought": read(rollout.thought_ids.tolist()),
+        "thought_tokens": rollout.thought_len,
         "ids": rollout.ids.tolist(),
         "prediction": read(rollout.prediction_ids.tolist()),
         "behaviour_logp": [float(value) for value in rollout.logp],

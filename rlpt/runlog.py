@@ -43,12 +43,12 @@ class RunLog:
         self.cfg = cfg
         self._wandb: Any = None
 
-    def start(self) -> None:
-        """Claim the folder: only once everything that may be refused has been."""
+    def start(self, checks: Mapping[str, Any]) -> None:
+        """Claim the folder: only once everything that may be refused has been. ``checks``: what a trial measured."""
         if self.world.is_main:
             (self.dir / "rollouts").mkdir(parents=True, exist_ok=True)
             write_json(self.dir / "config.json", resolved(self.cfg))
-            write_json(self.dir / "environment.json", environment(self.world))
+            write_json(self.dir / "environment.json", environment(self.world) | {"checks": checks})
             if self.cfg.log.wandb_project:
                 self._wandb = _start_wandb(self.cfg)
 

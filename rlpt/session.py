@@ -6,6 +6,7 @@
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from rlpt import checkpoint, dist
 from rlpt.agreement import Trial
@@ -60,6 +61,8 @@ class Session:
     """Progress of a checkpoint inside a stage, whose other parts `begin` restores."""
     warned: set[str] = field(default_factory=set)
     """Metrics of the mismatch that a warning was said of."""
+    checks: dict[str, Any] = field(default_factory=dict)
+    """What the trial before the first step measured."""
 
     @property
     def markers(self) -> Markers:
@@ -93,6 +96,7 @@ class Session:
         if not self.engine.is_reference:
             self.publish(progress.step)
             trial.engine(self.engine, self._in_fp32())
+        self.checks = trial.found
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)

@@ -43,7 +43,7 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
         closing(Session.open(cfg, shards, plan, world, log)) as session,
     ):
         progress = session.resume(resume)
-        log.start()
+        log.start(session.checks)
         for stage in cfg.stage[progress.stage :]:
             run_stage(session, stage, progress)
         return write_summary(session, progress)
