@@ -13,7 +13,16 @@ from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import parse
 
 FRESH = {"layers": 1, "width": 16, "heads": 2, "mlp_width": 32, "init_std": 0.3}
-EVALUATION = {"split": "train", "prompts": 36, "bootstrap": 40, "bits_per_byte_documents": 4}
+EVALUATION = {
+    **{"split": "train", "prompts": 36, "bootstrap": 40},
+    **{
+        "bits_per_byte_documents": 4,
+        "bits_per_byte_tokens": 32,
+        "leak_prompts": 0,
+        "greedy": False,
+    },
+}
+SMALL = EVALUATION | {"controls": ["empty", "filler"], "bits_per_byte_documents": 0}
 
 
 def shards(folder: Path, vocab_size: int = 300) -> Path:
