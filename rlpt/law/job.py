@@ -7,7 +7,7 @@ ceiling with the others.
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +52,8 @@ def run(sources: Sequence[Path], request: Request, out: Path | None = None) -> T
     """Fit every source, write the files and return what fit.json holds. Raises UserError for what cannot be fitted."""
     _check(sources, request)
     found = [_found(source, request) for source in sources]
+    if len({each.curve.name for each in found}) < len(found):
+        found = [_renamed(each, source) for each, source in zip(found, sources, strict=True)]
     together = shared([each.fitted for each in found]) if request.shared_ceiling else None
     folder = out or _beside(sources)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +95,11 @@ def _found(source: Path, request: Request) -> Found:
             "evaluate more often, or hold out less"
         )
     return Found(curve, seen, fitted, intervals(fitted), miss)
+
+
+def _renamed(each: Found, source: Path) -> Found:
+    """Of two runs called `gain` the paths tell which is which."""
+    return replace(each, curve=replace(each.curve, name=str(source)))
 
 
 def _beside(sources: Sequence[Path]) -> Path:

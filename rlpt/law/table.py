@@ -78,7 +78,7 @@ def _of_run(run: dict[str, Any], unit: str, named: bool) -> list[str]:
 
 def _prediction(miss: dict[str, Any] | None, unit: str) -> str:
     if miss is None:
-        return "hold-out: none (too few points in a half of the compute)"
+        return "hold-out: none (it needs 4 points to fit before what is held out)"
     way = "too high" if miss["signed"] < 0 else "too low"
     return (
         f"hold-out: fitted up to {number(miss['until'])} {unit} ({miss['fitted_points']} points), it misses the next "

@@ -107,6 +107,19 @@ def test_the_power_law_is_fitted_where_it_is_asked_for(
     assert (tmp_path / "new" / "fit.json").is_file()
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(
+    known, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / seed for seed in ("seed_0", "seed_1")]
+    for folder in folders:
+        folder.mkdir()
+    paths = [csv(folder / "gain.csv", known.measured(400, 16000, 12)) for folder in folders]
+    assert fit(*paths, "--x", "hours", "--y", "rate", "--json") == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [run["name"] for run in found["runs"]] == [str(path) for path in paths]
+    assert found["out"] == str(tmp_path / "fit.json")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
