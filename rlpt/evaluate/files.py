@@ -9,6 +9,7 @@ import zstandard
 from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.plain import plain, restored
 from rlpt.evaluate.quantities import Resampling
+from rlpt_data.strict import UserError
 
 WHOLE, CLOCK = "evaluation.json.zst", "seconds.json"
 """Of a job's evaluation: all of it, and what every part of it took."""
@@ -33,7 +34,11 @@ def save(path: Path, evaluation: Evaluation) -> None:
 
 
 def load(path: Path) -> Evaluation:
-    """What `save` wrote."""
+    """What `save` wrote. Raises UserError for a file of a version whose records had fewer fields."""
     table = json.loads(zstandard.decompress(path.read_bytes()))
+    if isinstance(table["records"], list):
+        raise UserError(
+            f"{path}: was written by an earlier version; finish its run with that one, or start over in another folder"
+        )
     records, windows = restored(table["records"]), restored(table["windows"])
     return Evaluation(records, windows, table["summary"], Resampling(**table["resampling"]))
