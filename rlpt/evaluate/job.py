@@ -146,8 +146,7 @@ def _evaluate(bench: Bench, rung: Rung, out: Path, task: Task, shard: Shard) -> 
             return
         found = answered(asked, subject, bench.world, parts)
     if bench.world.is_main:
-        config, predicted = bench.plan(rung).config, task.thought.prediction_tokens
-        spent = thinking(asked.prompts, found.records, config, predicted)
+        spent = thinking(asked.prompts, found.records, bench.plan(rung).config)
         summary = found.summary | {"thinking": spent}
         _write(out, task, bench.folder, replace(found, summary=summary), parts)
     dist.barrier(bench.world)

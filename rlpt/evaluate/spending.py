@@ -9,26 +9,22 @@ from rlpt.flops import Documents, Work, engine_work, forward_flops
 from rlpt.types import Prompt
 
 
-def thinking(
-    prompts: Sequence[Prompt], records: Sequence[Record], config: Any, prediction: int = 0
-) -> dict[str, float]:
+def thinking(prompts: Sequence[Prompt], records: Sequence[Record], config: Any) -> dict[str, float]:
     """Tokens sampled and FLOPs spent, in total and per thought; ``config`` is the transformers configuration.
 
     Every context is read once and alone, which is all that an empty thought costs; then a thought is decoded with its
-    closer, unless that was forced, and with ``prediction`` tokens behind it at most. Scoring held-out text and controls
-    measures thoughts and is not counted.
+    closer, unless that was forced, and with the prediction behind it. Scoring held-out text and controls measures
+    thoughts and is not counted.
     """
     read, decoded, tokens = Work(), Work(), 0
-    shapes = {prompt.key: _shape(prompt, prediction) for prompt in prompts}
+    shapes = {prompt.key: _shape(prompt) for prompt in prompts}
     for shape in shapes.values():
         read += engine_work(shape, "naive")[0]
     for record in records:
-        sampled = len(record.thought_ids) + (record.finish == "closer")
-        tokens += sampled + prediction
-        # Where tokens follow the closer it is read like any other; else nothing is read after it.
-        longest = len(record.thought_ids) + prediction if prediction else sampled
-        if longest:
-            decoded += engine_work(replace(shapes[record.key[:3]], thought=longest), "naive")[1]
+        shape = _sampled(shapes[record.key[:3]], record)
+        tokens += record.thought_actions + _predicted(record)
+        if shape.thought:
+            decoded += engine_work(shape, "naive")[1]
     reading, decoding = forward_flops(config, read), forward_flops(config, decoded)
     return {
         "tokens": tokens,
@@ -38,7 +34,17 @@ def thinking(
     }
 
 
-def _shape(prompt: Prompt, prediction: int) -> Documents:
-    """One prompt with one thought; its opener is counted by `engine_work`."""
-    context = len(prompt.policy_ids) - 1
-    return Documents(1, 1, 1, context, 0, prompt.horizon, 0, 1, predicts=prediction > 0)
+def _predicted(record: Record) -> int:
+    return 0 if record.prediction is None else len(record.prediction.ids)
+
+
+def _shape(prompt: Prompt) -> Documents:
+    """One prompt with an empty thought; its opener is counted by `engine_work`."""
+    return Documents(1, 1, 1, len(prompt.policy_ids) - 1, 0, prompt.horizon, 0, 1)
+
+
+def _sampled(shape: Documents, record: Record) -> Documents:
+    """With the thought of a record. Where tokens follow the closer it is read, forced or not, like any other."""
+    if record.prediction is None:
+        return replace(shape, thought=record.thought_actions)
+    return replace(shape, thought=len(record.thought_ids) + _predicted(record), predicts=True)
