@@ -55,6 +55,14 @@ def test_the_shared_fit_is_scipys_over_all_points(known) -> None:
     assert together.p_value == pytest.approx(f.sf(statistic, 1, 54), rel=1e-3)
 
 
+def test_three_runs_have_two_ceilings_to_lose(known) -> None:
+    fits = alone(known, (2542, 1.92, 0.61), (4000, 1.5, 0.60), (3000, 2.2, 0.61))
+    together = shared(fits)
+    least, separate = (sum(each.error for each in group) for group in (together.fits, fits))
+    statistic = (least - separate) / 2 / (separate / (90 - 9))
+    assert together.p_value == pytest.approx(f.sf(statistic, 2, 81), rel=1e-6)
+
+
 def test_an_interval_from_two_runs_is_narrower_than_from_one(known) -> None:
     fits = alone(known, (2542, 1.92, 0.61), (4000, 1.5, 0.61))
     low, high = shared(fits).bounds
