@@ -54,7 +54,7 @@ def controls(runs: Sequence[Run]) -> list[tuple[str, list[str], list[str]]]:
 
 def _checks(last: Row) -> list[str]:
     said = []
-    for name, title in (("null", "null"), ("wrong_target", "wrong target")):
+    for name, title in (("null", "null"), ("wrong_target", "wrong target"), ("leak", "leak")):
         found = last.get(name)
         state = "not measured" if not found else "passed" if found["passes"] else "FAILED"
         said.append(f"{title} {state}")

@@ -81,7 +81,7 @@ def control_rows(summary: Row) -> list[tuple[str, str, str, str]]:
 
 
 def checks(summary: Row) -> list[tuple[str, bool, str]]:
-    """(check, passed, figures) of the two controls that must come out one way."""
+    """(check, passed, figures) of the controls that must come out one way."""
     found = []
     null, wrong = summary.get("null"), summary.get("wrong_target")
     if null:
@@ -97,6 +97,12 @@ def checks(summary: Row) -> list[tuple[str, bool, str]]:
     if wrong:
         text = f"{interval(wrong)} nats per token; must not be above 0"
         found.append(("wrong target: own thought, another text", wrong["passes"], text))
+    if leak := summary.get("leak"):
+        text = (
+            f"{leak['requests_changed']} of {leak['prompts']} requests and the thoughts of "
+            f"{leak['thoughts_changed']} changed; none may"
+        )
+        found.append(("leak test: other text after the cut", leak["passes"], text))
     return found
 
 

@@ -22,9 +22,9 @@ class Sign(NamedTuple):
 
 _OF_THOUGHTS = (
     ("named_answer_rate", "Thoughts that name the next token", "what a good thought does, too"),
-    ("leak_rate", "Thoughts that hold the held-out text", "rising with the reward: copied, not reasoned"),
-    ("template_rate", "Thoughts that are a template", "rising: one phrase pays everywhere"),
+    ("template_rate", "Thoughts that begin alike", "rising: one phrase pays everywhere"),
     ("distinct_rate", "Thoughts unlike every other", "falling: one phrase pays everywhere"),
+    ("entropy", "Entropy of thoughts", "nats per token; falling alone is no fault"),
     ("empty_rate", "Empty thoughts", "rising: it learned not to think"),
     ("closer_rate", "Thoughts that end themselves", "falling: it pays to fill the budget"),
     ("opener_mass", "p(opener | context)", "above 0: the score without a thought is damaged"),

@@ -176,12 +176,12 @@ def test_lengths_are_split_by_the_sign_of_the_advantage():
     rollouts = [
         {"ids": [1] * 4, "advantage": 0.5},
         {"ids": [1] * 6, "advantage": 0.1},
-        {"ids": [1] * 2, "advantage": -0.6},
+        {"ids": [1] * 4, "advantage": -0.6},
         {"ids": [1] * 99, "advantage": 0.0},
         {"ids": [1] * 9, "prediction": "x", "advantage": 1.0},
         {"ids": [1] * 9, "prediction": "x", "thought_tokens": 7, "advantage": -1.0},
     ]
-    assert signs.lengths_by_sign([{"step": 3, "rollouts": rollouts}]) == [(3, 4.0, 4.0)]
+    assert signs.lengths_by_sign([{"step": 3, "rollouts": rollouts}]) == [(3, 4.0, 5.0)]
 
 
 def test_signs_are_the_two_ends_and_a_dash_where_a_run_has_none(tmp_path, make_run):

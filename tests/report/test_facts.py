@@ -9,6 +9,7 @@ import pytest
 
 from rlpt.report import compared, write
 from rlpt.report.evidence import data_cards, evidence
+from rlpt.report.results import checks
 from rlpt.report.run import labels, read
 from rlpt.report.settings import beside_defaults, between, flattened, shown
 from rlpt_data.strict import UserError
@@ -191,9 +192,20 @@ def test_a_comparison_states_every_runs_own_figures(tmp_path, make_run):
     assert set(second["cells"]) == {"\N{EN DASH}"}
     rows = compared.controls([whole, bare])
     assert rows[0][1][0] == "+0.100 [+0.080, +0.120]"
-    assert rows[0][2] == ["null passed", "wrong target FAILED"]
-    assert rows[1][2] == ["null not measured", "wrong target not measured"]
+    assert rows[0][2] == ["null passed", "wrong target FAILED", "leak not measured"]
+    assert rows[1][2] == ["null not measured", "wrong target not measured", "leak not measured"]
     assert compared.controls([bare, bare]) == []
+
+
+def test_a_leak_is_among_the_checks():
+    leak = {"passes": False, "prompts": 8, "requests_changed": 3, "thoughts_changed": 2}
+    assert checks({"leak": leak | {"unrepeatable": 0}}) == [
+        (
+            "leak test: other text after the cut",
+            False,
+            "3 of 8 requests and the thoughts of 2 changed; none may",
+        )
+    ]
 
 
 @pytest.mark.usefixtures("undrawn")
