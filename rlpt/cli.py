@@ -217,6 +217,25 @@ def _plan(config: Path, ranks: int, overrides: Sequence[str], as_json: bool) -> 
 @config_argument
 @set_option
 @json_option
+def downstream(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Ask an exported folder questions and last words.
+
+    Tasks of lm-evaluation-harness from local files, with and without a thought, on transformers or
+    vLLM; the extra `downstream`.
+    """
+    from rlpt.downstream import DownstreamConfig, run
+    from rlpt_data.strict import load
+
+    settings = load(DownstreamConfig, config, overrides)
+    found = run(settings)
+    click.echo(text(found))
+    finish(found | {"out": settings.out_dir / "downstream.json"}, as_json)
+
+
+@cli.command()
+@config_argument
+@set_option
+@json_option
 def compare(config: Path, overrides: Sequence[str], as_json: bool) -> None:
     """Train several methods from one start and put them in one table.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from rlpt.arms import Arm, arm_config, next_token_config, rl_stage
+from rlpt.arms import Arm, after_config, arm_config, next_token_config, rl_stage
 from rlpt.compute import step_costs
 from rlpt.config import RunConfig
 from rlpt.console import say
@@ -25,6 +25,8 @@ FIGURES = {
     "bits_per_byte": "bits per byte",
     "thought_length": "tokens of a thought",
     "named_answer_rate": "thoughts that name the answer",
+    "answers": "accuracy on held-out questions after RLVR",
+    "answers_before": "before it",
     "sampled_tokens": "sampled tokens",
     "trained_tokens": "trained tokens",
     "tflops": "TFLOPs, decoding included",
@@ -45,6 +47,9 @@ class CompareConfig(Strict):
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     set: tuple[str, ...] = ()
     """Changes to all runs, as for --set."""
+    after: Path | None = None
+    """A run with an RLVR stage that follows every arm, the same for all but for policy, shards and seed, which are the
+    arm's: what is learned before shows its worth only then (Tang et al., arXiv 2608.23256). Absent: none."""
     least_gain: float | None = None
     """Bar: the mean gain over seeds of every arm that is no control. Absent: none."""
     most_control_change: float | None = None
@@ -72,12 +77,12 @@ def run(cfg: CompareConfig) -> dict[str, Any]:
     plans = list(_plans(cfg))
     found: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in cfg.arms}
     started = time.monotonic()
-    for done, (name, seed, resolved) in enumerate(plans):
+    for done, (name, seed, resolved, after) in enumerate(plans):
         each = (time.monotonic() - started) / max(1, done)
         left = f", about {duration(each * (len(plans) - done))} left" if done else ""
         say(f"-- {name}, seed {seed}: run {done + 1} of {len(plans)}{left}")
-        summary = train(resolved)
-        found[name].append(figures(resolved, summary, cfg.domain))
+        row = figures(resolved, train(resolved), cfg.domain)
+        found[name].append(row if after is None else row | answer_figures(train(after)))
     table = {
         "seeds": list(cfg.seeds),
         "arms": {name: over_seeds(rows) for name, rows in found.items()},
@@ -103,8 +108,8 @@ def missed(cfg: CompareConfig, arms: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
-    """Every run, resolved."""
+def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig, RunConfig | None]]:
+    """Every run, and the one after it, resolved."""
     base = load(RunConfig, cfg.base, cfg.set)
     rl_stage(base, str(cfg.base))
     for seed in cfg.seeds:
@@ -118,7 +123,7 @@ def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
                 resolved = next_token_config(
                     resolved, matched_steps(resolved, first, arm.next_token)
                 )
-            yield arm.name, seed, resolved
+            yield arm.name, seed, resolved, after_config(cfg.after, resolved)
 
 
 def costs(cfg: RunConfig) -> tuple[Cost, int]:
@@ -156,7 +161,15 @@ def figures(cfg: RunConfig, summary: dict[str, Any], domain: str | None) -> dict
         "trained_tokens": sum(row.get("tokens/train", 0.0) for row in metrics),
         "tflops": cost.flops * steps / 1e12,
         "seconds": summary["wall_seconds"],
+        "answers": None,
+        "answers_before": None,
     }
+
+
+def answer_figures(summary: dict[str, Any]) -> dict[str, float]:
+    """The columns of a run after an arm."""
+    ends = {"answers": "after", "answers_before": "before"}
+    return {name: summary["rlvr"][end]["rlvr/accuracy"] for name, end in ends.items()}
 
 
 def _gain(evaluated: dict[str, Any], domain: str | None) -> float:

@@ -241,6 +241,9 @@ class LogConfig(Strict):
     rollouts_kept: Positive = 8
     """Groups in one dump."""
     wandb_project: str | None = None
+    """Also log to this project of Weights & Biases (the extra `wandb`), with credentials as wandb finds them."""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """offline: into the run folder, for `wandb sync`. disabled: as without a project."""
 
 
 class RunConfig(Strict):

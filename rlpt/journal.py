@@ -15,7 +15,7 @@ from rlpt.evaluate.subject import Decode, decoder
 from rlpt.lots import Batch, lot_row
 from rlpt.policy.load import Blueprint, meta_model
 from rlpt.rollout.records import packed
-from rlpt.runlog import read_journal, write_json
+from rlpt.runlog import read_journal
 from rlpt.saved_supply import groups_path
 from rlpt.session import Session
 from rlpt.stages import RLStage
@@ -151,8 +151,7 @@ def write_summary(session: Session, progress: Progress) -> dict[str, Any]:
     summary |= _answers(session.cfg) | _throughput(
         read_journal(session.cfg.run_dir / "metrics.jsonl")
     )
-    if session.world.is_main:
-        write_json(session.cfg.run_dir / "summary.json", summary)
+    session.log.summary(summary)
     dist.barrier(session.world)
     return summary
 

@@ -19,8 +19,8 @@ from jaxtyping import UInt32
 
 from rlpt.config import PromptConfig
 from rlpt.prompts import Stream, prompts_of, window
-from rlpt.reward.answer import number
-from rlpt.rlvr import ANSWER, QUESTION, QuestionsConfig, RLVRStage
+from rlpt.reward.answer import How, number
+from rlpt.rlvr import ANSWER, QUESTION, QuestionRows, QuestionsConfig, RLVRStage
 from rlpt.types import Markers, Prompt, Trunk
 from rlpt_data.shards import CUT_KINDS, Document, ShardFolder, Split, digest_file
 from rlpt_data.strict import UserError, nearest
@@ -148,20 +148,34 @@ def _listed(dropped: Mapping[str, int]) -> str:
 
 def read(path: Path, stage: RLVRStage, prompts: PromptConfig, shards: ShardFolder) -> Questions:
     """The questions of a file. Raises UserError where it is none, or none of it can be asked."""
-    if not path.is_file():
-        raise UserError(f"stage {stage.name}: questions in {path}: no such file; correct the path")
-    dropped: Counter[str] = Counter()
-    pairs = list(_asked(_rows(path, stage.questions), stage, dropped))
+    pairs, dropped = question_pairs(path, stage.questions, stage.reward.how)
     documents = list(_documents(pairs, stage.questions.template, prompts, shards, dropped))
     if not documents:
-        raise UserError(
-            f"stage {stage.name}: questions in {path}: none can be asked ({_listed(dropped) or 'it is empty'}); "
-            "give another file, or change what drops them"
-        )
+        raise none_left(path, dropped)
     return Questions(path, documents, dropped, digest_file(path))
 
 
-def _rows(path: Path, cfg: QuestionsConfig) -> Iterator[tuple[str, str]]:
+def question_pairs(
+    path: Path, cfg: QuestionRows, how: How
+) -> tuple[list[tuple[str, str]], Counter[str]]:
+    """(question, gold answer) of every row that has both, every question once, and how many rows were dropped why.
+
+    Raises UserError where the file is none of questions.
+    """
+    if not path.is_file():
+        raise UserError(f"questions in {path}: no such file; correct the path")
+    dropped: Counter[str] = Counter()
+    return list(_asked(_rows(path, cfg), cfg.answer_pattern, how, dropped)), dropped
+
+
+def none_left(path: Path, dropped: Mapping[str, int]) -> UserError:
+    return UserError(
+        f"questions in {path}: none can be asked ({_listed(dropped) or 'it is empty'}); give another file, or change "
+        "what drops them"
+    )
+
+
+def _rows(path: Path, cfg: QuestionRows) -> Iterator[tuple[str, str]]:
     """(question, what the answer field holds) of every row, as text."""
     rows = _parquet(path, cfg) if path.suffix == ".parquet" else _json_lines(path)
     for where, row in rows:
@@ -184,7 +198,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
-def _parquet(path: Path, cfg: QuestionsConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(path: Path, cfg: QuestionRows) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -223,13 +237,13 @@ def _no_field(where: str, name: str, known: Any) -> UserError:
 
 
 def _asked(
-    rows: Iterator[tuple[str, str]], stage: RLVRStage, dropped: Counter[str]
+    rows: Iterator[tuple[str, str]], pattern: str | None, how: How, dropped: Counter[str]
 ) -> Iterator[tuple[str, str]]:
     """(question, gold answer) of the rows that have both; every question once."""
     seen: set[str] = set()
     for question, field in rows:
-        answer = _answer(field, stage.questions.answer_pattern)
-        reason = _unfit(question, field, answer, stage)
+        answer = _answer(field, pattern)
+        reason = _unfit(question, field, answer, how)
         if reason is None and _folded(question) in seen:
             reason = "asked before"
         if reason is not None:
@@ -246,7 +260,7 @@ def _answer(field: str, pattern: str | None) -> str:
     return (found[-1] or "").strip() if found else ""
 
 
-def _unfit(question: str, field: str, answer: str, stage: RLVRStage) -> str | None:
+def _unfit(question: str, field: str, answer: str, how: How) -> str | None:
     """Why a row cannot be asked."""
     if not question:
         return "without a question"
@@ -254,7 +268,7 @@ def _unfit(question: str, field: str, answer: str, stage: RLVRStage) -> str | No
         return "without an answer"
     if not answer:
         return "whose answer matches no answer_pattern"
-    if stage.reward.how == "numeric" and number(answer) is None:
+    if how == "numeric" and number(answer) is None:
         return "whose answer is no number"
     if "\n" in answer:
         return "whose answer has several lines"
@@ -275,7 +289,7 @@ def _documents(
     dropped: Counter[str],
 ) -> Iterator[Document]:
     token_bytes = shards.token_bytes()
-    texts = [_texts(template, *pair) for pair in pairs]
+    texts = [texts_of(template, *pair) for pair in pairs]
     encoded = shards.encode_all([text for both in texts for text in both])
     for n, (context, gold) in enumerate(texts):
         before, after = encoded[2 * n], encoded[2 * n + 1]
@@ -289,7 +303,7 @@ def _documents(
             yield document
 
 
-def _texts(template: str, question: str, answer: str) -> tuple[str, str]:
+def texts_of(template: str, question: str, answer: str) -> tuple[str, str]:
     """The text before the cut, and behind it; spaces in front of the answer are behind it."""
     head, rest = template.split(QUESTION)
     middle, tail = rest.split(ANSWER)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from rlpt.reward.answer import AnswerReward
 from rlpt.stages import Count, NextTokenStage, RLStage
@@ -19,14 +19,19 @@ from rlpt_data.strict import Strict
 QUESTION, ANSWER = "{question}", "{answer}"
 
 
-class QuestionsConfig(Strict):
-    """Files of questions and gold answers, `.jsonl` or `.parquet`, a question a row. They are encoded by the tokenizer
-    of the shards, and nothing in them is special. `prompts.context_tokens` and `prompts.horizon_tokens` are the longest
-    question and the longest answer: longer ones are dropped, and counted."""
+def readable(path: Path) -> Path:
+    """Raises ValueError for a file of another kind."""
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path}: neither .jsonl nor .parquet; convert it")
+    return path
 
-    train: Path
-    test: Path
-    """Held out: accuracy is measured on these."""
+
+QuestionFile = Annotated[Path, AfterValidator(readable)]
+
+
+class QuestionRows(Strict):
+    """What the rows of a file of questions hold, and how a question is asked."""
+
     question_field: str = "question"
     answer_field: str = "answer"
     answer_pattern: str | None = None
@@ -34,17 +39,6 @@ class QuestionsConfig(Strict):
     field. Of GSM8K: '#### (.+)'."""
     template: str = f"Question: {QUESTION}\nAnswer: {ANSWER}"
     """The text of a row. Spaces before {answer} belong to the answer; the policy thinks in front of them."""
-    held_out: Count = 256
-    """Questions of `test` that are asked, spread evenly over the file; 0: all."""
-    samples: Annotated[int, Field(ge=1, le=1024)] = 4
-    """Thoughts with an answer for every held-out question: the k of mean@k and the most of pass@k."""
-
-    @field_validator("train", "test")
-    @classmethod
-    def _is_read(cls, path: Path) -> Path:
-        if path.suffix not in (".jsonl", ".parquet"):
-            raise ValueError(f"{path}: neither .jsonl nor .parquet; convert it")
-        return path
 
     @field_validator("answer_pattern")
     @classmethod
@@ -69,6 +63,20 @@ class QuestionsConfig(Strict):
                 f"template = {template!r}: needs {QUESTION} once and, after it, {ANSWER} once"
             )
         return template
+
+
+class QuestionsConfig(QuestionRows):
+    """Files of questions and gold answers, `.jsonl` or `.parquet`, a question a row. They are encoded by the tokenizer
+    of the shards, and nothing in them is special. `prompts.context_tokens` and `prompts.horizon_tokens` are the longest
+    question and the longest answer: longer ones are dropped, and counted."""
+
+    train: QuestionFile
+    test: QuestionFile
+    """Held out: accuracy is measured on these."""
+    held_out: Count = 256
+    """Questions of `test` that are asked, spread evenly over the file; 0: all."""
+    samples: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Thoughts with an answer for every held-out question: the k of mean@k and the most of pass@k."""
 
 
 class RLVRStage(RLStage):
