@@ -25,7 +25,7 @@ from rlpt.cli_options import (
 from rlpt.cli_view import report, watch
 from rlpt.console import show_log
 from rlpt.exits import MistakeError, guarded, is_main_rank
-from rlpt.summary import proving_text
+from rlpt.summary import proving_text, text
 
 
 @click.group(

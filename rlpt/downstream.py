@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 
 from rlpt.console import say
@@ -264,6 +265,7 @@ def _evaluated(cfg: DownstreamConfig, closer: int | None) -> dict[str, Any]:
         model_args=words,
         tasks=[harness_task(task, paths[task.name]) for task in cfg.tasks],
         batch_size=cfg.batch_size,
+        device=None if cfg.backend == "vllm" else "cuda" if torch.cuda.is_available() else "cpu",
         limit=cfg.limit,
         bootstrap_iters=0,
         log_samples=True,
