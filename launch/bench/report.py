@@ -10,6 +10,7 @@ the table: to the end of its load and one frame); CPU seconds are the main threa
 import argparse
 import html
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -138,7 +139,10 @@ def measured(rollouts: int, rounds: int) -> dict[str, Any]:
                 found[name].append(opened(browser, path, name == "report"))
         version = browser.call("Browser.getVersion", {})["product"]
         return {
-            "machine": {"date": date.today().isoformat(), "cpu": cpu_name(), "browser": version},
+            "machine": {
+                **{"date": date.today().isoformat(), "cpu": cpu_name(), "browser": version},
+                **{"cores": os.cpu_count(), "load": os.getloadavg()[0]},
+            },
             "rollouts": rollouts,
             "rounds": rounds,
             "cpu_seconds_to_write": writing,
