@@ -72,11 +72,11 @@ def figures(found: Sequence[Evaluation]) -> dict[str, Any]:
 
 def changes(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> dict[str, Any]:
     """Paired, seed by seed and prompt by prompt: over the prompts of all seeds, and over seeds."""
-    records = ([each.records for each in found] for found in (before, after))
-    row = change_over_seeds(*records, after[0].resampling)
-    windows = [_windows(found) for found in (before, after)]
-    if windows[0]:
-        row["bits_per_byte"] = bits_change(*windows, after[0].resampling).as_dict()
+    old, new = ([each.records for each in found] for found in (before, after))
+    row = change_over_seeds(old, new, after[0].resampling)
+    first, last = _windows(before), _windows(after)
+    if first:
+        row["bits_per_byte"] = bits_change(first, last, after[0].resampling).as_dict()
     return row
 
 
