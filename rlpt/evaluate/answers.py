@@ -5,7 +5,6 @@ Every question is answered several times, in an order and with noise that neithe
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import zstandard
 from jaxtyping import Bool
 
 from rlpt import dist
+from rlpt.evaluate.attempts import pass_at_k
 from rlpt.reward.base import Reward
 from rlpt.rollout.engine import Engine
 from rlpt.statistics import Interval, pair, ratio_intervals
@@ -132,23 +132,15 @@ def summarise(records: Sequence[Answered], *, draws: int, seed: int) -> dict[str
             f"rlvr/{name}_ci_low": interval.ci_low,
             f"rlvr/{name}_ci_high": interval.ci_high,
         }
+    right_PG = np.array([record.right for record in records], np.float64)
     for k in (2**i for i in range(1, samples.bit_length())):
-        passed = [pass_at(k, sum(record.right), samples) for record in records]
-        table[f"rlvr/pass_at_{k}"] = float(np.mean(passed))
+        table[f"rlvr/pass_at_{k}"] = float(pass_at_k(right_PG, k).mean())
     return table | {
         "rlvr/thought_length": float(np.mean([record.thought_tokens for record in records])),
         "rlvr/closer_rate": float(np.mean([record.closed for record in records])),
         "rlvr/questions": float(len(records)),
         "rlvr/samples": float(samples),
     }
-
-
-def pass_at(k: int, right: int, samples: int) -> float:
-    """Chance that one of ``k`` of the samples is right, ``right`` of which are: 1 - C(n - c, k) / C(n, k).
-
-    Unbiased (Chen et al. 2021, arXiv 2107.03374, Eq. 1).
-    """
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
 def in_words(values: Mapping[str, float | None]) -> str:

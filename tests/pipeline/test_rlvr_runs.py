@@ -256,10 +256,3 @@ def test_arms_are_compared_after_the_same_questions(
     assert "accuracy on held-out questions after RLVR" in markdown(found)
     with pytest.raises(UserError, match="its last stage asks no questions"):
         compare(parse(CompareConfig, table | {"after": str(toml)}, "test"))
-
-
-def test_pass_at_k_counts_the_draws_with_a_right_answer() -> None:
-    # Of four samples one is right: it is in three of the six pairs, and in three of the four triples.
-    assert [answers.pass_at(k, 1, 4) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
-    assert answers.pass_at(2, 0, 4) == 0.0
-    assert answers.pass_at(2, 3, 4) == 1.0
