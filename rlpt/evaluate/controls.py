@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rlpt import rng
-from rlpt.evaluate.records import NULL, OWN, WRONG, WRONG_NO_THINK
+from rlpt.evaluate.records import GREEDY, NULL, OWN, WRONG, WRONG_NO_THINK
 from rlpt.observe import Control
 from rlpt.types import Branch, Markers, Prompt, bare_branch, thought_branch
 from rlpt_data.strict import UserError
@@ -110,6 +110,8 @@ class Lineup:
     neutral_ids: Sequence[int]
     controls: Sequence[Control]
     seed: int
+    greedy: Sequence[Int[np.ndarray, " _"]] = ()
+    """The thought at temperature 0 of every prompt; empty where none was asked for."""
 
     def branches(self, index: int) -> dict[tuple[str, int], Branch]:
         """Branches of prompt ``index`` by (frame, sample); frames that no thought enters have
@@ -129,6 +131,8 @@ class Lineup:
     def _shared(self, index: int) -> dict[tuple[str, int], Branch]:
         prompt = self.prompts[index]
         lineup: dict[tuple[str, int], Branch] = {}
+        if self.greedy:
+            lineup[GREEDY, ANY_SAMPLE] = thought_branch(prompt, self.markers, self.greedy[index])
         if "empty" in self.controls:
             lineup["empty", ANY_SAMPLE] = thought_branch(prompt, self.markers, [])
         if NULL in self.controls:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
 from rlpt.evaluate.job import run as evaluate
 from rlpt.flops import document_tokens
+from rlpt.jobs import EvalJobConfig
 from rlpt.runlog import read_journal
 from rlpt.stages import RLStage
 from rlpt.train import run
