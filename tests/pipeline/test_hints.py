@@ -12,6 +12,7 @@ from rlpt.config import RunConfig
 from rlpt.hints import Hint, HintedSupply, failing, right
 from rlpt.prompts import Stream
 from rlpt.reward.base import Rewarded
+from rlpt.rollout.records import unpacked
 from rlpt.runlog import read_journal
 from rlpt.train import run
 from rlpt.types import Frame, Group, Prompt, Trunk
@@ -128,6 +129,9 @@ def test_a_run_with_hints_does_not_mistake_them_for_a_fault_of_its_engine(
     assert all(row["hint/asked"] == row["hint/right"] > 0 for row in rows)
     assert all(row["mismatch/rows"] > 0 for row in rows)
     assert max(row["mismatch/max_abs_log_ratio"] for row in rows) < 1e-3
+    dump = unpacked((toml.parent / "run/rollouts/step_000003.jsonl.zst").read_bytes(), "dump")
+    # Whoever reads such a thought is told what it was made from.
+    assert {group["hinted"] for group in dump} == {True, False}
 
 
 def test_a_hint_does_not_spell_a_marker(toml: Path) -> None:
