@@ -104,6 +104,7 @@ def _row(
         "document": prompt.trunk.document,
         "domain": prompt.trunk.domain,
         "cut": prompt.key[2],
+        "hinted": groups[p].hinted,
         "context": read(prompt.context_ids[-_CONTEXT_SHOWN:].tolist()),
         "continuation_tokens": [read([index]) for index in prompt.continuation_ids.tolist()],
         "no_think_logp": _plain(no_think[p]) if no_think else None,

@@ -12,6 +12,7 @@ from rlpt.masker import masker_of
 from rlpt.policy import load as loading
 from rlpt.prompts import prompt_stream, trunk_at
 from rlpt.reward.masker import REASONS
+from rlpt.rollout.records import unpacked
 from rlpt.runlog import read_journal
 from rlpt.templates import TEMPLATES, ChatFrame
 from rlpt.train import run
@@ -57,7 +58,9 @@ def test_every_position_is_trained_once_and_every_proposal_is_accounted_for(
         assert row["staleness/dropped_groups"] == 0.0
     assert sum(row["masker/masks"] for row in rows) > 0
     for row in rows:
-        dump = read_journal(accounted / "rollouts" / f"step_{row['step']:06d}.jsonl")
+        path = accounted / "rollouts" / f"step_{row['step']:06d}.jsonl.zst"
+        dump = unpacked(path.read_bytes(), "dump")
+        assert dump
         masked = [each for each in dump if each["continuation_tokens"]]
         assert len(dump) - len(masked) <= 4
         for each in masked:
