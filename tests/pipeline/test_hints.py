@@ -107,7 +107,7 @@ STAR = (
     "stage.0.steps=2",
     "stage.1.steps=2",
     "thought.prediction_tokens=2",
-    "stage.1.reward={kind='overlap'}",
+    "stage.1.reward={kind='match'}",
     "stage.1.advantage={baseline='none'}",
     "stage.1.objective={ratio='none', mask='none', aggregate='sequence'}",
     "stage.1.hint={}",
