@@ -9,6 +9,7 @@ harness takes all of it for the answer.
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,12 +74,12 @@ class QuestionTask(QuestionRows):
             "".join(texts_of(self.template, *pair)) + "\n\n" for pair in pairs[: self.shots]
         )
 
-    def table(self) -> dict[str, Any]:
+    def table(self, markers: tuple[str, str]) -> dict[str, Any]:
         """What of the harness's task is this kind's."""
         length = self.thought_tokens + self.answer_tokens
         words = {"do_sample": False, "temperature": 0.0, "max_gen_toks": length}
-        # A thought may have empty lines; what follows an answer does not count in either case.
-        stops = [] if self.thought_tokens else ["\n\n"]
+        # A thought may have empty lines, and ends with a closer as an answer does.
+        stops = [] if self.thought_tokens else ["\n\n", markers[1]]
         return {"output_type": "generate_until", "generation_kwargs": {"until": stops, **words}}
 
     def right(self, gold: str, found: Any) -> float:
@@ -121,7 +122,7 @@ class LastWordTask(Strict):
                 f"{self.text_field!r}"
             ) from error
 
-    def table(self) -> dict[str, Any]:
+    def table(self, markers: tuple[str, str]) -> dict[str, Any]:
         return {"output_type": "loglikelihood"}
 
     def right(self, gold: str, found: Any) -> float:
@@ -217,13 +218,15 @@ def figures(
     return table
 
 
-def harness_task(task: QuestionTask | LastWordTask, path: Path) -> dict[str, Any]:
+def harness_task(
+    task: QuestionTask | LastWordTask, path: Path, markers: tuple[str, str]
+) -> dict[str, Any]:
     """A task in the words of the harness."""
 
     def scored(doc: Mapping[str, str], results: Sequence[Any]) -> dict[str, float]:
         return {"acc": task.right(doc["gold"], results[0])}
 
-    return task.table() | {
+    return task.table(markers) | {
         "task": task.name,
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(path)}},
@@ -253,17 +256,34 @@ def _closer(cfg: DownstreamConfig) -> int | None:
     return ids[cfg.closer]
 
 
+def ended_tokenizer(cfg: DownstreamConfig) -> Path:
+    """The model's tokenizer, or where that names no end of text, which the harness wants, a copy that names the opener:
+    no policy of rlpt writes one."""
+    path = cfg.model / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    if settings.get("eos_token"):
+        return cfg.model
+    folder = cfg.out_dir / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(cfg.model / "tokenizer.json", folder)
+    write_json(folder / "tokenizer_config.json", settings | {"eos_token": cfg.opener})
+    return folder
+
+
 def _evaluated(cfg: DownstreamConfig, closer: int | None) -> dict[str, Any]:
     """What the harness says: its version, and samples by task."""
     harness = _harness(cfg.out_dir / "cache")
     paths = {task.name: cfg.out_dir / "tasks" / f"{task.name}.jsonl" for task in cfg.tasks}
-    words: dict[str, Any] = {"pretrained": str(cfg.model), "dtype": cfg.dtype}
+    tokenizer = str(ended_tokenizer(cfg))
+    words = {"pretrained": str(cfg.model), "dtype": cfg.dtype, "tokenizer": tokenizer}
     if closer is not None:
-        words["think_end_token"] = closer if cfg.backend == "transformers" else cfg.closer
+        words["think_end_token"] = str(closer) if cfg.backend == "transformers" else cfg.closer
     found = harness.simple_evaluate(
         model={"transformers": "hf", "vllm": "vllm"}[cfg.backend],
         model_args=words,
-        tasks=[harness_task(task, paths[task.name]) for task in cfg.tasks],
+        tasks=[
+            harness_task(task, paths[task.name], (cfg.opener, cfg.closer)) for task in cfg.tasks
+        ],
         batch_size=cfg.batch_size,
         device=None if cfg.backend == "vllm" else "cuda" if torch.cuda.is_available() else "cpu",
         limit=cfg.limit,

@@ -1,8 +1,8 @@
-"""A run on Weights & Biases: the same names and numbers as in the run folder, every step once. The only door to wandb.
+"""A run on Weights & Biases: the names and numbers of the run folder, no step twice. The only door to wandb.
 
 `metrics.jsonl` stays the source of truth: what was cut off it when a run goes on from a checkpoint is on wandb
-already, and is computed again to the same numbers, so it is not sent again. `wandb.json` in the run folder keeps the
-id of the run there and how far it is.
+already, and is computed again to the same numbers, so it is not sent again. What wandb itself had not yet written when
+the machine or a kill -9 ended it is missing there. `wandb.json` in the run folder keeps the run's id and how far it is.
 """
 
 import json

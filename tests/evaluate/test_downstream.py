@@ -84,13 +84,14 @@ def test_questions_are_asked_with_examples_and_opener(sums: Path, tmp_path: Path
     words = {"answer_pattern": "#### (.+)", "template": "Q: {question}\nA: {answer}"}
     plain = question_task(sums, **words)
     assert plain.rows(MARKERS)[1] == {"prompt": "Q: 1 + 1?\nA:", "gold": "2"}
-    assert plain.table()["generation_kwargs"]["max_gen_toks"] == 32
+    assert plain.table(MARKERS)["generation_kwargs"]["max_gen_toks"] == 32
+    assert plain.table(MARKERS)["generation_kwargs"]["until"] == ["\n\n", "</think>"]
     more = {"shots": 2, "examples": str(sums), "thought_tokens": 100}
     thinking = question_task(sums, **words, **more)
     shown = "Q: 0 + 1?\nA: 1\n\nQ: 1 + 1?\nA: 2\n\n"
     assert thinking.rows(MARKERS)[4]["prompt"] == f"{shown}Q: 4 + 1?\nA:<think>"
-    assert thinking.table()["generation_kwargs"]["max_gen_toks"] == 132
-    assert thinking.table()["generation_kwargs"]["until"] == []
+    assert thinking.table(MARKERS)["generation_kwargs"]["max_gen_toks"] == 132
+    assert thinking.table(MARKERS)["generation_kwargs"]["until"] == []
     with pytest.raises(UserError, match="5 questions, shots = 6"):
         question_task(sums, **words, **(more | {"shots": 6})).rows(MARKERS)
     with pytest.raises(UserError, match="shots and examples go together"):
@@ -118,7 +119,7 @@ def test_figures_are_ours_over_the_harness_samples(sums: Path, tmp_path: Path) -
 
 def test_a_task_of_the_harness_reads_our_table(sums: Path) -> None:
     task = question_task(sums, answer_pattern="#### (.+)")
-    table = harness_task(task, sums)
+    table = harness_task(task, sums, MARKERS)
     assert table["dataset_kwargs"] == {"data_files": {"test": str(sums)}}
     assert table["process_results"]({"gold": "5"}, [" 2 + 3 = 5.0"]) == {"acc": 1.0}
 
@@ -171,6 +172,7 @@ def test_the_harness_scores_last_words_as_transformers_does(sums: Path, tmp_path
         context = tokenizer.encode(row["prompt"])
         ids = tokenizer.encode(row["prompt"] + row["gold"])
         assert ids[: len(context)] == context
-        logp = torch.log_softmax(lm(torch.tensor([ids])).logits[0].double(), dim=-1)
+        with torch.no_grad():
+            logp = torch.log_softmax(lm(torch.tensor([ids])).logits[0].double(), dim=-1)
         nats -= sum(float(logp[t - 1, ids[t]]) for t in range(len(context), len(ids)))
     assert made["tasks"]["words"]["perplexity"] == pytest.approx(math.exp(nats / 2), rel=1e-4)
