@@ -60,7 +60,11 @@ from rlpt.cli_options import finish, json_option, show
     help="Where the noise of points is taken from: the fit, or their own 95% intervals.",
 )
 @click.option("--shared-ceiling", is_flag=True, help="Fit all runs again under one ceiling.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of fit.json; RUN's if absent.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of fit.json; RUN's if absent.",
+)
 @json_option
 def fit(
     sources: Sequence[Path], out: Path | None, as_json: bool, noise: str, **asked: object

@@ -1,6 +1,5 @@
 """`rlpt report` and `rlpt watch`: what a run has to show, on a page and in the terminal."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,12 +24,14 @@ def report(runs: Sequence[Path], out: Path | None, as_json: bool) -> None:
     help with, curves, where the time goes, engine against trainer, data, settings and evidence.
     """
     from rlpt.report import write
+    from rlpt.report.run import read_object
 
     path = write(runs, out)
-    found = runs[0] / "summary.json"
-    summary = json.loads(found.read_text()) if len(runs) == 1 and found.is_file() else {}
+    missing: list[str] = []
+    summary = {}
     if len(runs) == 1:
-        click.echo(text(summary) or f"{runs[0]}: not finished, so it has no summary yet")
+        summary = read_object(runs[0] / "summary.json", "the final numbers", missing)
+        click.echo("\n".join(f"{runs[0]}: {line}" for line in missing) or text(summary))
     click.echo(f"\nreport: {path}")
     finish({"report": path, "summary": summary}, as_json)
 

@@ -9,7 +9,7 @@ import csv
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,23 +164,28 @@ def _ladder(path: Path, x: str, y: str) -> list[Place]:
 
 def _table(path: Path, x: str, y: str) -> list[Place]:
     """Rows of a CSV file; a cell without a number is NaN. Columns ``ci_low`` and ``ci_high`` are the interval's."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        names = list(reader.fieldnames or [])
-        for option, name in (("x", x), ("y", y)):
-            if name not in names:
-                raise UserError(
-                    f"{path}: --{option} {name}: no such column; columns: {', '.join(names) or 'none'}"
-                )
-        rows = [
-            {name: _number(row.get(name), path, reader.line_num) for name in (x, y)}
-            | {
-                f"{y.removesuffix('.mean')}.{end}": _number(row.get(end), path, reader.line_num)
-                for end in ("ci_low", "ci_high")
-            }
-            for row in reader
-        ]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(_cells(file, path, x, y))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: no table in UTF-8: {error}; convert it") from error
     return _columns(str(path), rows, x, y)
+
+
+def _cells(lines: Iterable[str], path: Path, x: str, y: str) -> Iterator[Numbers]:
+    """What a row has of the two columns and of the interval."""
+    reader = csv.DictReader(lines)
+    names = list(reader.fieldnames or [])
+    for option, name in (("x", x), ("y", y)):
+        if name not in names:
+            raise UserError(
+                f"{path}: --{option} {name}: no such column; columns: {', '.join(names) or 'none'}"
+            )
+    base = y.removesuffix(".mean")
+    columns = {x: x, y: y, f"{base}.ci_low": "ci_low", f"{base}.ci_high": "ci_high"}
+    for row in reader:
+        line = reader.line_num
+        yield {name: _number(row.get(column), path, line) for name, column in columns.items()}
 
 
 def _columns(where: str, rows: Sequence[Numbers], x: str, y: str) -> list[Place]:

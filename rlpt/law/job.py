@@ -59,11 +59,16 @@ def run(sources: Sequence[Path], request: Request, out: Path | None = None) -> T
     folder.mkdir(parents=True, exist_ok=True)
     table = {"law": request.law, "x": request.x, "y": request.y} | tabled(found, together)
     (folder / "fit.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
-    draw(found, together, f"{request.y} against {request.x}", folder)
+    draw(found, together, request.x, request.y, folder)
     return table | {"out": str(folder / "fit.json"), "figure": str(folder / "fit.png")}
 
 
 def _check(sources: Sequence[Path], request: Request) -> None:
+    paths = [source.resolve() for source in sources]
+    if twice := [
+        source for source, path in zip(sources, paths, strict=True) if paths.count(path) > 1
+    ]:
+        raise UserError(f"{twice[0]}: given twice; name every source once")
     if request.shared_ceiling and len(sources) < 2:
         raise UserError(
             "--shared-ceiling: one run alone has nothing to share; name several, or leave it out"

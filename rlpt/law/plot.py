@@ -35,14 +35,14 @@ _STYLE: Any = {
 }
 
 
-def draw(found: Sequence[Found], together: Shared | None, title: str, folder: Path) -> None:
-    """Write fit.svg and fit.png."""
+def draw(found: Sequence[Found], together: Shared | None, x: str, y: str, folder: Path) -> None:
+    """Write fit.svg and fit.png; ``x`` and ``y`` name the axes."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8.4, 4.6), layout="constrained")
         main, side = figure.subplots(1, 2, sharey=True, width_ratios=(8, 1))
         for each, colour in zip(found, _colours(len(found)), strict=True):
             _curve(main, each, colour)
-        _axes(main, side, found, title)
+        _axes(main, side, found, x, y)
         bars = [(each.fitted.theta_Q[0], next(iter(each.bounds.values()))) for each in found]
         if together is not None:
             main.axhline(together.ceiling, color=_GREY, linewidth=1, linestyle=(0, (1, 2)))
@@ -105,12 +105,11 @@ def _bar(axes: Axes, place: int, value: float, bounds: Bounds, colour: str) -> N
             axes.plot([place], [height], clip_on=False, **arrow)
 
 
-def _axes(main: Axes, side: Axes, found: Sequence[Found], title: str) -> None:
+def _axes(main: Axes, side: Axes, found: Sequence[Found], x: str, y: str) -> None:
     main.set_xscale("log")
     main.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     main.xaxis.set_minor_formatter(NullFormatter())
-    name, compute = title.split(" against ")
-    main.set(xlabel=f"{compute} (log)", ylabel=name)
+    main.set(xlabel=f"{x} (log)", ylabel=y)
     main.set_ylim(*_limits(found))
     side.set_xticks([])
     side.set_xlabel(f"ceiling {found[0].fitted.law.names[0]},\n95%")

@@ -129,6 +129,13 @@ def test_a_metric_or_axis_that_is_not_there_names_the_nearest(
         read(thinking_run, x, y, None)
 
 
+def test_a_table_of_other_characters_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes(b"hours,rate\n1,\xb5\n")
+    with pytest.raises(UserError, match=r"latin\.csv: no table in UTF-8: .* convert it"):
+        read(path, "hours", "rate", None)
+
+
 def test_what_is_no_run_or_is_damaged_is_one_line(
     known, tmp_path: Path, thinking_run: Path
 ) -> None:

@@ -120,6 +120,22 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(
     assert found["out"] == str(tmp_path / "fit.json")
 
 
+def test_a_column_may_have_any_name(known, tmp_path: Path) -> None:
+    path = csv(tmp_path / "named.csv", known.measured(400, 16000, 12))
+    path.write_text(path.read_text().replace("hours,rate", "x,gain against $base"))
+    assert fit(path, "--x", "x", "--y", "gain against $base") == 0
+    assert "gain against $base" in (tmp_path / "fit.svg").read_text()
+
+
+def test_a_source_is_named_once_and_out_is_a_folder(
+    thinking_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(thinking_run, thinking_run / "." / "..", thinking_run) == 2
+    assert "given twice" in capsys.readouterr().err
+    assert fit(thinking_run, "--out", thinking_run / "config.json") == 2
+    assert "is a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

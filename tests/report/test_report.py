@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 import zstandard
 
+from rlpt.cli import main
 from rlpt.report import write
 from rlpt_data.strict import UserError
 
@@ -208,6 +209,17 @@ def test_numbers_that_are_none_are_counted_metric_by_metric(tmp_path, make_run):
     text = Page(write([run]).read_text()).text
     assert "metrics.jsonl: reward/mean is no finite number in 1 of 41 steps" in text
     assert "metrics.jsonl: y is no finite number in 1 of 1 steps" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_command_says_that_a_summary_is_damaged(tmp_path, make_run, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text('{"steps": ')
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(run)])
+    assert stop.value.code == 0
+    assert "summary.json: damaged" in capsys.readouterr().out
+    assert "summary.json: damaged" in Page((run / "report.html").read_text()).text
 
 
 @pytest.mark.usefixtures("undrawn")
