@@ -93,6 +93,8 @@ def _run(run_dir: Path, x: str, y: str, from_step: int | None) -> Curve:
     # An evaluation at the start is the value before any compute; a step's metrics come after it.
     first = start + (journal == "metrics.jsonl")
     later = [(row["step"], numbers) for row, numbers in rows if row["step"] >= first]
+    if not later:
+        raise UserError(f"{run_dir}: no {y} from step {first} on; lower --from-step")
     compute = _compute(run_dir, x, start, [step for step, _ in later])
     places = [_place(compute[step], numbers, y) for step, numbers in later]
     return _curve(run_dir.name, places, note)
@@ -202,7 +204,11 @@ def _columns(where: str, rows: Sequence[Numbers], x: str, y: str) -> list[Place]
 def _place(compute: float, numbers: Numbers, y: str) -> Place:
     name = _column(y, numbers) or y
     base = name.removesuffix(".mean")
-    low, high = (numbers.get(f"{base}.{end}", math.nan) for end in ("ci_low", "ci_high"))
+    # A metric of a journal is flat: rlvr/accuracy has rlvr/accuracy_ci_low.
+    low, high = (
+        numbers.get(f"{base}.{end}", numbers.get(f"{base}_{end}", math.nan))
+        for end in ("ci_low", "ci_high")
+    )
     return Place(compute, numbers.get(name, math.nan), low, high)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rlpt.report.results import accuracy
 from rlpt.report.run import Row, Run
 from rlpt.report.words import CONTROLS, duration, interval, number, signed, verdict
 
@@ -12,6 +13,7 @@ COLUMNS = (
     "bits per byte",
     "accuracy, no thought",
     "accuracy, thought",
+    "questions right",
     "thought length",
     "empty",
     "steps",
@@ -35,6 +37,7 @@ def _cells(run: Run) -> list[str]:
         interval(last.get("bits_per_byte"), sign=False),
         number(last.get("next_token_accuracy_no_think")),
         number(last.get("next_token_accuracy_thought")),
+        accuracy(summary.get("rlvr") or {}, "after"),
         number(thought.get("mean_len"), 1),
         number(thought.get("empty_rate")),
         number(summary.get("steps")),

@@ -60,7 +60,25 @@ def ends(run: Run) -> list[tuple[str, str, str, str]]:
         values = [summary.get(f"{name}_{end}") for end in ("before", "after")]
         if any(value is not None for value in values):
             rows.append((title, *_moved(values, number)))
+    return rows + _questions(summary.get("rlvr") or {})
+
+
+def _questions(found: Row) -> list[tuple[str, str, str, str]]:
+    """`ends` of the held-out questions of an RLVR stage."""
+    rows = []
+    for title, name in (("after a thought", "accuracy"), ("without a thought", "accuracy_empty")):
+        if change := found.get(f"{name}_change"):
+            pair = [accuracy(found, end, name) for end in ("before", "after")]
+            rows.append((f"Held-out questions right, {title}", *pair, interval(change)))
     return rows
+
+
+def accuracy(found: Row, end: str, name: str = "accuracy") -> str:
+    """Share of held-out questions that are right at one end of an RLVR stage, with its interval."""
+    values = found.get(end) or {}
+    keys = {"mean": name, "ci_low": f"{name}_ci_low", "ci_high": f"{name}_ci_high"}
+    table = {key: values.get(f"rlvr/{of}") for key, of in keys.items()}
+    return interval(table if values else None, sign=False)
 
 
 def _moved(values: list[float | None], show: Any) -> tuple[str, str, str]:

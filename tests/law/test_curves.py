@@ -136,6 +136,18 @@ def test_a_table_of_other_characters_is_refused(tmp_path: Path) -> None:
         read(path, "hours", "rate", None)
 
 
+def test_accuracy_on_questions_has_its_interval(tmp_path: Path, known) -> None:
+    rows = [{"step": step, "stage": "think", "reward/mean": 0.5} for step in (1, 2)]
+    run = known.write_run(tmp_path / "asked", [], rows)
+    ends = {"rlvr/accuracy_ci_low": 0.4, "rlvr/accuracy_ci_high": 0.6}
+    lines = [{"step": step, "stage": "think", "rlvr/accuracy": 0.5, **ends} for step in (0, 2)]
+    (run / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = read(run, "steps", "rlvr/accuracy", None)
+    np.testing.assert_allclose(curve.sd_N, 0.1 / 1.959963984540054)
+    with pytest.raises(UserError, match="no rlvr/accuracy from step 3 on; lower --from-step"):
+        read(run, "steps", "rlvr/accuracy", 3)
+
+
 def test_what_is_no_run_or_is_damaged_is_one_line(
     known, tmp_path: Path, thinking_run: Path
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rlpt.report import compared, write
 from rlpt.report.evidence import data_cards, evidence
-from rlpt.report.results import checks
+from rlpt.report.results import checks, ends
 from rlpt.report.run import labels, read
 from rlpt.report.settings import beside_defaults, between, flattened, shown
 from rlpt_data.strict import UserError
@@ -195,6 +195,29 @@ def test_a_comparison_states_every_runs_own_figures(tmp_path, make_run):
     assert rows[0][2] == ["null passed", "wrong target FAILED", "leak not measured"]
     assert rows[1][2] == ["null not measured", "wrong target not measured", "leak not measured"]
     assert compared.controls([bare, bare]) == []
+
+
+def test_held_out_questions_stand_beside_the_gain(tmp_path, make_run):
+    run = read(make_run(tmp_path / "run"), "run")
+    shares = {"accuracy": 0.25, "accuracy_ci_low": 0.2, "accuracy_ci_high": 0.3}
+    before = {f"rlvr/{name}": share for name, share in shares.items()}
+    after = {"rlvr/accuracy": 0.5, "rlvr/accuracy_ci_low": None, "rlvr/accuracy_ci_high": None}
+    change = {"mean": 0.25, "ci_low": 0.2, "ci_high": 0.3}
+    found = {"before": before, "after": after, "accuracy_change": change}
+    asked = replace(run, summary=run.summary | {"rlvr": found})
+    assert [row for row in ends(asked) if row not in ends(run)] == [
+        (
+            "Held-out questions right, after a thought",
+            "0.250 [0.200, 0.300]",
+            "0.500 (no interval)",
+            "+0.250 [+0.200, +0.300]",
+        )
+    ]
+    cells = [
+        dict(zip(compared.COLUMNS, row["cells"], strict=True))["questions right"]
+        for row in compared.table([asked, run])
+    ]
+    assert cells == ["0.500 (no interval)", "\N{EN DASH}"]
 
 
 def test_a_leak_is_among_the_checks():
