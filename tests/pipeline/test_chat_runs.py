@@ -71,6 +71,7 @@ def test_an_evaluation_job_repeats_a_run_in_a_frame(toml: Path, chat_shards: Sha
     assert found["null"]["passes"]
 
 
+@pytest.mark.slow
 def test_predictions_are_matched_inside_a_frame(toml: Path, chat_shards: ShardFolder) -> None:
     """A warmed-up policy hits one-token predictions by chance; with marks that it never writes there is no answer."""
     reward = ("stage.1.reward={kind='match', how='first_token'}", "thought.prediction_tokens=2")

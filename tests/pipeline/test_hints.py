@@ -114,6 +114,7 @@ STAR = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_with_hints_does_not_mistake_them_for_a_fault_of_its_engine(
     toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

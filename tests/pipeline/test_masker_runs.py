@@ -26,7 +26,7 @@ WORDS = [
     "stage.1.objective={mask='clip', aggregate='token'}", "stage.1.advantage={baseline='group_mean'}",
     "stage.1.optimizer={lr=3e-3, eps=1e-4}",
     "prompts.cuts_per_document=1", "prompts.segment='middle'", "prompts.after_tokens=8",
-    "thought.prediction_tokens=2", "evaluation.prompts=8", "evaluation.controls=['empty']",
+    "thought.prediction_tokens=2", "evaluation.prompts=8", "evaluation.controls=['filler']",
 ]  # fmt: skip
 
 

@@ -123,6 +123,7 @@ def test_an_evaluation_job_repeats_the_runs_own_evaluation(
     assert found["verdict"] == own["verdict"]
 
 
+@pytest.mark.slow
 def test_a_page_that_spells_the_markers_is_plain_text_from_shard_to_report(tmp_path: Path) -> None:
     """Text with `<think>`, `</think>`, `<|endoftext|>` and tags of HTML goes through everything as text."""
     corpus = tmp_path / "corpus"
