@@ -20,6 +20,7 @@ from rlpt.evaluate.records import GREEDY, NO_THINK, OWN, First, Greedy, Record
 from rlpt.observe import Control
 from rlpt.reward.base import bare_scores
 from rlpt.types import Branch, Group, Markers, Prompt, Rollout, Scores, Trunk, concat
+from rlpt_data.strict import UserError
 
 T = TypeVar("T")
 
@@ -180,7 +181,19 @@ def _chunk_records(
         frames = _score(scorer, lineup, chosen)
         masses = _opener_masses(unbanned, [lineup.prompts[i] for i in chosen], lineup.markers)
         scored += map(of_prompt, chosen, frames, masses)
-    return [record for part in dist.unshare(scored, world) for record in part]
+    found = [record for part in dist.unshare(scored, world) for record in part]
+    _refuse_no_numbers(found)
+    return found
+
+
+def _refuse_no_numbers(records: Sequence[Record]) -> None:
+    """On every rank alike. Raises UserError where a policy says NaN."""
+    for record in records:
+        if strange := [name for name, logp in record.logp.items() if np.isnan(logp).any()]:
+            raise UserError(
+                f"evaluation: log p of document {record.document}, cut {record.cut} ({strange[0]}) is NaN: "
+                "the policy's weights are damaged, or its training diverged; name another checkpoint"
+            )
 
 
 def _score(

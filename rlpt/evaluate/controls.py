@@ -56,6 +56,19 @@ def _agreement(left: Int[np.ndarray, " A"], right: Int[np.ndarray, " B"]) -> int
     return int(differ[0]) if len(differ) else width
 
 
+def check(prompts: Sequence[Prompt], controls: Sequence[Control]) -> None:
+    """Raises UserError where a control cannot be had: before a thought is sampled, not after."""
+    if "other_document" in controls and len({prompt.trunk.document for prompt in prompts}) < 2:
+        raise lonely()
+
+
+def lonely() -> UserError:
+    return UserError(
+        "evaluation.controls: other_document needs held-out prompts of two documents; "
+        "raise evaluation.prompts, hold out more documents or leave the control out"
+    )
+
+
 class Partners:
     """For every prompt another one of another document, of the same domain where there is one."""
 
@@ -70,10 +83,7 @@ class Partners:
         """Raises UserError where all prompts are of one document."""
         found = self._search(index, "other_document", other_text=False)
         if found is None:
-            raise UserError(
-                "evaluation.controls: other_document needs held-out prompts of two documents; "
-                "raise evaluation.prompts, hold out more documents or leave the control out"
-            )
+            raise lonely()
         return found
 
     def other_continuation(self, index: int) -> int | None:

@@ -34,8 +34,13 @@ def save(path: Path, evaluation: Evaluation) -> None:
 
 
 def load(path: Path) -> Evaluation:
-    """What `save` wrote. Raises UserError for a file of a version whose records had fewer fields."""
-    table = json.loads(zstandard.decompress(path.read_bytes()))
+    """What `save` wrote. Raises UserError for a damaged file, or one of a version whose records had fewer fields."""
+    try:
+        table = json.loads(zstandard.decompress(path.read_bytes()))
+    except (ValueError, zstandard.ZstdError) as error:
+        raise UserError(
+            f"{path}: damaged: {error}; remove it, an evaluation job makes it again, a run does not"
+        ) from error
     if isinstance(table["records"], list):
         raise UserError(
             f"{path}: was written by an earlier version; finish its run with that one, or start over in another folder"

@@ -35,7 +35,7 @@ from rlpt.runlog import write_json
 from rlpt_data.shards import ShardFolder
 
 _HEADLINE = (
-    *("verdict", "verdict_reasons", "gain_heldout", "controls", "null", "wrong_target"),
+    *("verdict", "verdict_reasons", "gain_heldout", "controls", "null", "wrong_target", "leak"),
     *("bits_per_byte", "next_token_accuracy_no_think", "next_token_accuracy_thought"),
 )
 WHOLE: Shard = (1, 1)
@@ -72,6 +72,7 @@ class Bench:
         self.climb = climb
         self.world = world
         self.rung: Rung | None = None
+        """Whose weights are in hand, whatever its name and budget."""
         self.policy: Policy | None = None
         self.engine: Engine | None = None
         self.version = 0
@@ -82,7 +83,7 @@ class Bench:
     def at(self, rung: Rung, task: Task) -> Subject:
         """The subject of a rung, its weights loaded and published. Collective."""
         made = self.plan(rung)
-        if self.rung is None or self.rung.origin != rung.origin:
+        if self.rung is None or replace(rung, name="", budget=None) != self.rung:
             self._load(rung, made)
             self._publish(Trial(task, self.folder, made, self.world))
         assert self.policy is not None
@@ -99,7 +100,7 @@ class Bench:
         if rung.checkpoint is not None:
             tokenizer = str(self.folder.manifest.tokenizer_hash)
             checkpoint.load_weights(rung.checkpoint, self.policy, tokenizer)
-        self.rung = rung
+        self.rung = replace(rung, name="", budget=None)
 
     def _publish(self, trial: Trial) -> None:
         """The weights to the engine, which is started if need be; both paths of numbers are tried first."""
@@ -131,13 +132,14 @@ def _finished(out: Path, task: Task, world: dist.World) -> bool:
 
 def _evaluate(bench: Bench, rung: Rung, out: Path, task: Task, shard: Shard) -> None:
     """One task, from its parts as far as there are some. Collective."""
+    # Before the weights: what cannot be asked is refused at once.
+    asked = questions(task, bench.folder, bench.plan(rung).vocabulary.markers)
     subject = bench.at(rung, task)
-    asked = questions(task, bench.folder, subject.markers)
     own = replace(
         asked.procedure, purpose=task.purpose, budget=task.budget_tokens, chunk=task.chunk_prompts
     )
     asked = asked._replace(procedure=own)
-    total = 2 * -(-len(asked.prompts) // task.chunk_prompts) + 1
+    total = _steps(asked, shard)
     title = rung.name if task.seed == task.policy_seed else f"{rung.name}, seed {task.seed}"
     with progress(title, total, 0, bench.world.is_main) as report:
         parts = Parts(out, task, bench.world, report, shard)
@@ -150,6 +152,17 @@ def _evaluate(bench: Bench, rung: Rung, out: Path, task: Task, shard: Shard) -> 
         summary = found.summary | {"thinking": spent}
         _write(out, task, bench.folder, replace(found, summary=summary), parts)
     dist.barrier(bench.world)
+
+
+def _steps(asked: Questions, shard: Shard) -> int:
+    """Parts of a job: of every chunk thoughts, greedy ones where they are asked for and, of its own, records; then the
+    first shard has windows and the leak test."""
+    (number, count), procedure = shard, asked.procedure
+    assert procedure.chunk is not None
+    chunks = -(-len(asked.prompts) // procedure.chunk)
+    leaks = procedure.leak_prompts > 0 and procedure.budget != 0
+    own = len(range(number - 1, chunks, count))
+    return chunks * (1 + procedure.greedy) + own + (number == 1) * (1 + leaks)
 
 
 def _part(asked: Questions, subject: Subject, parts: Parts, world: dist.World) -> None:

@@ -60,6 +60,8 @@ def figures(found: Sequence[Evaluation]) -> dict[str, Any]:
     """The headline of a rung: pooled over its seeds, and over them where there are several."""
     summary = pooled(found).summary if len(found) > 1 else found[0].summary
     row = {name: summary[name] for name in FIGURES}
+    reasons = [line for each in found for line in each.summary["verdict_reasons"]]
+    row["warnings"] = [line for line in dict.fromkeys(reasons) if line.startswith("warning")]
     row["thinking"] = {
         name: sum(each.summary["thinking"][name] for each in found)
         / (len(found) if name.endswith("per_thought") else 1)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,10 @@ import zstandard
 
 from rlpt import dist
 from rlpt.console import Report
+from rlpt.evaluate.files import CLOCK, WHOLE
 from rlpt.evaluate.plain import plain, restored
 from rlpt.jobs import Task
-from rlpt.runlog import differences, write_json
+from rlpt.runlog import differences
 from rlpt_data.strict import UserError
 
 T = TypeVar("T")
@@ -47,8 +49,9 @@ class Parts:
 
     @property
     def finished(self) -> bool:
-        """Whether all of it was put together."""
-        return (self.folder.parent / "eval.json").is_file()
+        """Whether all of it was put together. What was lost of it is made again."""
+        names = ("eval.json", "prompts.parquet", WHOLE, CLOCK)
+        return all((self.folder.parent / name).is_file() for name in names)
 
     def __call__(self, name: str, compute: Callable[[], T], /) -> T:
         if name.startswith("records") and not self._mine():
@@ -88,9 +91,7 @@ class Parts:
     def _write(self, path: Path, value: object, seconds: float) -> None:
         table = {"task": self.key, "seconds": seconds, "value": plain(value)}
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(zstandard.compress(json.dumps(table).encode()))
-        temporary.replace(path)
+        _put(path, zstandard.compress(json.dumps(table).encode()))
 
     def seconds(self) -> dict[str, float]:
         """Of every part that is there, by its name, over all sessions of the job."""
@@ -102,18 +103,35 @@ class Parts:
 
 
 def claim(folder: Path, task: Task) -> None:
-    """Make a folder a task's own. Raises UserError where it is another's."""
+    """Make a folder a task's own. Raises UserError where it holds what another task found."""
     path = folder / "task.json"
     table = task.model_dump(mode="json")
-    if path.is_file():
+    found = any((folder / name).exists() for name in ("parts", "eval.json"))
+    if found and not path.is_file():
+        raise UserError(
+            f"{folder}: holds an evaluation, and no task.json says which; choose another out_dir, or remove that folder"
+        )
+    if found:
         for key, (old, new) in differences(json.loads(path.read_text()), table).items():
             if not _only_a_place(key):
                 raise UserError(
                     f"{folder}: holds an evaluation with {key} = {old!r}, this one has {new!r}; choose another "
                     "out_dir, or remove that folder"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, table)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _put(path, json.dumps(table, indent=1).encode())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written to ({error}); choose another out_dir"
+        ) from error
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Whole or not at all, also where several shards write the same at once."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 def key_of(task: Task) -> str:

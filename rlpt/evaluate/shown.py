@@ -13,11 +13,13 @@ _UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "
 def render(found: Mapping[str, Any]) -> "Group":
     """The table, and under it what a reader has to know of it."""
     from rich.console import Group
+    from rich.text import Text
 
     notes = [f"change: gain minus that of {found['against']}, prompt by prompt"]
     if len(found["seeds"]) > 1:
         notes.append(f"pooled over the seeds {', '.join(map(str, found['seeds']))}")
     notes += [f"left out: {line}" for line in found["missing"]]
+    notes += [f"{row['name']}: {line}" for row in found["rungs"] for line in row["warnings"]]
     unknown = {
         row["training"]["unknown"]: row["name"]
         for row in reversed(found["rungs"])
@@ -25,13 +27,14 @@ def render(found: Mapping[str, Any]) -> "Group":
     }
     notes += [f"training of {name} unknown: {why}" for why, name in unknown.items()]
     notes += [f"{name}: {found[name]}" for name in ("ladder", "figure") if found.get(name)]
-    return Group(table(found), *notes)
+    return Group(table(found), *map(Text, notes))
 
 
 def table(found: Mapping[str, Any]) -> "Table":
     """A row for every rung: what it cost, what it gained."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("rung", overflow="fold")
@@ -42,7 +45,7 @@ def table(found: Mapping[str, Any]) -> "Table":
     made.add_column("bits a\nbyte", justify="right")
     made.add_column("verdict")
     for row in found["rungs"]:
-        made.add_row(*cells(row))
+        made.add_row(*map(Text, cells(row)))
     return made
 
 

@@ -8,6 +8,7 @@ from rlpt.config import RunConfig
 from rlpt.evaluate.annotated import annotated_entropies
 from rlpt.evaluate.continuation import Keep, Procedure, afresh
 from rlpt.evaluate.continuation import Scorer as ScorerLike
+from rlpt.evaluate.controls import check
 from rlpt.evaluate.evaluation import Evaluation, evaluate
 from rlpt.evaluate.quantities import Resampling, Unit
 from rlpt.jobs import Task
@@ -56,6 +57,7 @@ def questions(config: Task | RunConfig, folder: ShardFolder, markers: Markers) -
     """The held-out prompts and windows of a configuration, and what is done with them."""
     cfg, split = config.evaluation, folder.split(config.evaluation.split)
     prompts = held_out(split, config.prompts, markers, cfg.prompts, config.seed, cfg.domains)
+    check(prompts, cfg.controls)
     windows = (
         held_out_windows(
             split, cfg.bits_per_byte_tokens, cfg.bits_per_byte_documents, config.seed, cfg.domains

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from rlpt.compute import cumulative_costs
 from rlpt.evaluate.job import run
@@ -103,7 +104,9 @@ def test_training_compute_is_that_of_the_run_at_the_checkpoint(table, run_dir, s
     spent = cumulative_costs(run_dir)
     assert [row["training"]["tokens"] for row in table["rungs"]] == [100.0, 100.0, 200.0, 200.0]
     assert [row["training"]["seconds"] for row in table["rungs"]] == [0.5, 0.5, 1.0, 1.0]
-    assert table["rungs"][2]["training"]["flops"] == spent[2].flops == 2 * spent[1].flops > 0
+    one, two = spent[1].flops, spent[2].flops
+    assert one is not None
+    assert table["rungs"][2]["training"]["flops"] == two == 2 * one > 0
 
 
 def test_a_rung_of_a_ladder_is_what_it_is_alone(jobs, shards_dir, run_dir, swept, tmp_path):
@@ -142,6 +145,7 @@ def test_the_figure_is_the_same_bytes_for_the_same_table(table, tmp_path):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_seeds_are_other_evaluations_pooled_and_compared(jobs, shards_dir, run_dir, tmp_path):
     both = [{"run": f"{run_dir}@{step}", "name": f"s{step}"} for step in STEPS]
     small = jobs.SMALL | {"thoughts": 1}
@@ -173,6 +177,7 @@ def test_seeds_are_other_evaluations_pooled_and_compared(jobs, shards_dir, run_d
     )
 
 
+@pytest.mark.slow
 def test_an_exported_folder_and_a_model_of_the_hub_are_their_checkpoint(
     jobs, shards_dir, run_dir, tmp_path, monkeypatch
 ):
@@ -294,3 +299,41 @@ def test_names_and_references_of_rungs_must_hold(refused, run_dir):
     assert "against = 'b': no such rung; there are step_1" in refused(
         run=f"{run_dir}@1", against="b"
     )
+
+
+def test_two_policies_of_one_origin_are_two_policies(jobs, shards_dir, tmp_path):
+    """Fresh weights have no path that would tell them apart; nor have two ways of reading one folder."""
+    rungs = {"a": jobs.FRESH, "b": jobs.FRESH | {"width": 32}}
+    ladder = [{"name": name, "policy": {"fresh": fresh}} for name, fresh in rungs.items()]
+    asked = {"policy": None, "ladder": ladder, "evaluation": jobs.SMALL, "figure": "none"}
+    run(jobs.job(shards_dir, tmp_path / "both", **asked))
+    for name, fresh in rungs.items():
+        alone = tmp_path / name
+        run(jobs.job(shards_dir, alone, policy={"fresh": fresh}, evaluation=jobs.SMALL))
+        for file in ("eval.json", "prompts.parquet"):
+            assert (tmp_path / "both" / name / file).read_bytes() == (alone / file).read_bytes()
+    assert rows_of(tmp_path / "a") != rows_of(tmp_path / "b")
+
+
+def test_a_warning_of_an_evaluation_stands_under_the_table(table):
+    warned = [row | {"warnings": []} for row in table["rungs"]]
+    warned[1]["warnings"] = ["warning: the text after the cut leaks"]
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(render(table | {"rungs": warned, "missing": ["[prompts]: of [/a]"]}))
+    text = console.export_text()
+    assert f"{warned[1]['name']}: warning: the text after the cut leaks" in text
+    assert "left out: [prompts]: of [/a]" in text
+
+
+@pytest.mark.parametrize("layout", ["shared", "naive"])
+def test_a_policy_that_says_nan_is_refused(jobs, shards_dir, run_dir, tmp_path, layout):
+    export(run_dir, 1, tmp_path / "policy")
+    (path,) = (tmp_path / "policy").glob("*.safetensors")
+    weights = load_file(path)
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    policy = {"path": str(tmp_path / "policy"), "layout": layout}
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"NaN: the .*weights are damaged"):
+        run(jobs.job(shards_dir, out, policy=policy, evaluation=jobs.SMALL))
+    assert not (out / "eval.json").exists()

@@ -11,8 +11,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rlpt import dist
+from rlpt.evaluate.files import WHOLE
 from rlpt.evaluate.job import run
 from rlpt.evaluate.parts import Parts
+from rlpt.evaluate.rungs import climbed, tasks
+from rlpt.policy import load
+from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
 
 FILES = ("eval.json", "prompts.parquet")
@@ -209,3 +214,81 @@ def assert_close(one: object, two: object) -> None:
         assert two == pytest.approx(one, abs=1e-6, rel=1e-6, nan_ok=True)
     elif not isinstance(one, str) or not any(sign.isdigit() for sign in one):
         assert one == two
+
+
+def test_a_folder_of_an_unknown_evaluation_is_refused(jobs, shards_dir, tmp_path):
+    (tmp_path / "eval.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds an evaluation, and no task\.json says which"):
+        run(jobs.job(shards_dir, tmp_path))
+
+
+def test_a_job_that_found_nothing_yet_may_change(jobs, shards_dir, tmp_path):
+    with dist.world() as world:
+        for seed in (0, 1):
+            Parts(tmp_path, task_of(jobs.job(shards_dir, tmp_path, seed=seed), world), world)
+    assert json.loads((tmp_path / "task.json").read_text())["seed"] == 1
+
+
+def test_a_place_that_cannot_be_written_to_is_the_users_mistake(jobs, shards_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: cannot be written to"):
+        run(jobs.job(shards_dir, tmp_path / "file"))
+
+
+def test_a_lost_file_is_made_again(jobs, shards_dir, tmp_path):
+    config = jobs.job(shards_dir, tmp_path, evaluation=jobs.SMALL)
+    run(config)
+    before = contents(tmp_path)
+    (tmp_path / WHOLE).unlink()
+    run(config)
+    assert contents(tmp_path) == before
+    (tmp_path / WHOLE).write_bytes(b"half")
+    with pytest.raises(UserError, match=f"{WHOLE}: damaged"):
+        run(config)
+
+
+def test_parts_that_several_shards_write_at_once_stand(jobs, shards_dir, tmp_path, monkeypatch):
+    """Shards share a folder and all sample all thoughts: one must not take the other's unfinished file."""
+    with dist.world() as world:
+        task = task_of(jobs.job(shards_dir, tmp_path), world)
+        one, other = (Parts(tmp_path, task, world) for _ in range(2))
+        replace = Path.replace
+
+        def interrupted(path: Path, target: Path) -> Path:
+            monkeypatch.undo()
+            other("thoughts_0000000", lambda: [1])
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", interrupted)
+        assert one("thoughts_0000000", lambda: [1]) == [1]
+        assert one("thoughts_0000000", list) == [1]
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["thoughts_0000000.json.zst"]
+
+
+def task_of(config, world):
+    folder = ShardFolder.open(config.shards)
+    ((_, _, task),) = tasks(config, climbed(config, folder), folder, world)
+    return task
+
+
+@pytest.mark.parametrize("shard", [(1, 1), (1, 2), (2, 2)], ids=str)
+def test_the_bar_of_progress_ends_where_the_job_does(jobs, shards_dir, tmp_path, capsys, shard):
+    asked = jobs.SMALL | {"greedy": True, "leak_prompts": 2}
+    run(jobs.job(shards_dir, tmp_path, chunk_prompts=13, evaluation=asked), shard)
+    last = capsys.readouterr().err.splitlines()[-1]
+    done, total = last.split()[1].split("/")
+    assert done == total
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"prompts": 1}, "needs held-out prompts of two documents"), ({"domains": ["x"]}, "domains")],
+    ids=["one document", "no such domain"],
+)
+def test_what_cannot_be_asked_is_refused_before_a_model_loads(
+    jobs, shards_dir, tmp_path, monkeypatch, changed, said
+):
+    monkeypatch.setattr(load, "load", None)
+    evaluation = jobs.EVALUATION | changed
+    with pytest.raises(UserError, match=said):
+        run(jobs.job(shards_dir, tmp_path, evaluation=evaluation))
