@@ -46,7 +46,7 @@ class CompareConfig(Strict):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     set: tuple[str, ...] = ()
-    """Changes to all runs, as for --set."""
+    """Changes to the base run and so to every arm, as for --set; `after` stays as it is."""
     after: Path | None = None
     """A run with an RLVR stage that follows every arm, the same for all but for policy, shards and seed, which are the
     arm's: what is learned before shows its worth only then (Tang et al., arXiv 2608.23256). Absent: none."""

@@ -246,7 +246,10 @@ def _closer(cfg: DownstreamConfig) -> int | None:
     """The id of the closer where a task thinks. Raises UserError where the model has no such token."""
     if not any(isinstance(task, QuestionTask) and task.thought_tokens for task in cfg.tasks):
         return None
-    table = json.loads((cfg.model / "tokenizer.json").read_text())
+    path = cfg.model / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"{path}: absent, and a thought needs its markers; set thought_tokens = 0")
+    table = json.loads(path.read_text())
     ids = {token["content"]: token["id"] for token in table.get("added_tokens") or []}
     for name, text in (("opener", cfg.opener), ("closer", cfg.closer)):
         if text not in ids:

@@ -228,8 +228,8 @@ def _field(row: dict[str, Any], name: str, where: str) -> str:
 
 def _no_field(where: str, name: str, known: Any) -> UserError:
     return UserError(
-        f"{where}: has no field {name!r}; {nearest(name, map(str, known))} Name it by questions.question_field or "
-        "answer_field"
+        f"{where}: has no field {name!r}; {nearest(name, map(str, known))} (it is named by question_field and "
+        "answer_field)"
     )
 
 

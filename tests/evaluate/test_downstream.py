@@ -136,6 +136,8 @@ def test_mistakes_are_named_before_a_model_is_loaded(sums: Path, tmp_path: Path)
     with pytest.raises(UserError, match="tasks must differ in name"):
         config(tmp_path, tmp_path / "out", task, task)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json: absent, .* set thought_tokens = 0"):
+        run(config(tmp_path, tmp_path / "out", task | {"thought_tokens": 4}))
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "<think>", "id": 7}]}')
     with pytest.raises(UserError, match=r"closer = '</think>': .* has no such token"):
         run(config(tmp_path, tmp_path / "out", task | {"thought_tokens": 4}))
