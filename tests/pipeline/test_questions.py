@@ -163,7 +163,7 @@ def test_a_damaged_parquet_file_and_one_of_other_columns_are_refused(
     with pytest.raises(UserError, match="not parquet"):
         asked(file, shards)
     parquet.write_table(pa.table({"question": ["1?"]}), file)
-    with pytest.raises(UserError, match="has no field 'answer'; valid: question .it is named by"):
+    with pytest.raises(UserError, match=r"has no field 'answer'; valid: question .it is named by"):
         asked(file, shards)
 
 
