@@ -1,6 +1,7 @@
 """Several runs in one table: every figure as its run states it, nothing paired that was not."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 from rlpt.report.results import accuracy
 from rlpt.report.run import Row, Run
@@ -25,6 +26,14 @@ RIVALS = tuple(name for name in CONTROLS if name != "own")
 def table(runs: Sequence[Run]) -> list[Row]:
     """Name, verdict and a cell for each of COLUMNS, run by run."""
     return [{"name": run.name, "label": verdict(run)[0], "cells": _cells(run)} for run in runs]
+
+
+def measured(rows: Sequence[Row]) -> tuple[list[str], list[Row]]:
+    """COLUMNS and the rows of `table`, without the columns that no run has anything for."""
+    cells = [row["cells"] for row in rows]
+    kept = [any(cell != number(None) for cell in column) for column in zip(*cells, strict=True)]
+    slim = [row | {"cells": [*compress(row["cells"], kept)]} for row in rows]
+    return [*compress(COLUMNS, kept)], slim
 
 
 def _cells(run: Run) -> list[str]:

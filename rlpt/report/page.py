@@ -137,11 +137,12 @@ def _of_one(run: Run) -> Row:
 
 
 def _of_several(runs: Sequence[Run]) -> Row:
+    columns, table = compared.measured(compared.table(runs))
     return {
         "title": "rlpt: " + ", ".join(run.name for run in runs),
         "stages": [],
-        "columns": compared.COLUMNS,
-        "table": compared.table(runs),
+        "columns": columns,
+        "table": table,
         "side_by_side": _drawn(charts.side_by_side(runs)),
         "control_titles": [words.CONTROLS[name][0] for name in compared.RIVALS],
         "controls": compared.controls(runs),

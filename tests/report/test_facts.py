@@ -218,6 +218,10 @@ def test_held_out_questions_stand_beside_the_gain(tmp_path, make_run):
         for row in compared.table([asked, run])
     ]
     assert cells == ["0.500 (no interval)", "\N{EN DASH}"]
+    assert "questions right" in compared.measured(compared.table([asked, run]))[0]
+    columns, (row, _) = compared.measured(compared.table([run, run]))
+    assert "questions right" not in columns
+    assert dict(zip(columns, row["cells"], strict=True))["thought length"] == "1.5"
 
 
 def test_a_leak_is_among_the_checks():
