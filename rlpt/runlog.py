@@ -263,5 +263,16 @@ def append_json(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal; none where it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a journal; none where it does not exist. A last line that a kill cut short is none. Raises UserError
+    for any other damage."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_journal_row(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _journal_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(
+            f"{path}, line {number}: damaged: {error}; restore the file, or name another run"
+        ) from error

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rlpt.compute import Spent, summed
+from rlpt.compute import Spent, cumulative_costs, summed
+from rlpt_data.strict import UserError
 
 ROWS = [
     {"step": 1, "stage": "warmup", "tokens/train": 100.0, "time/step": 0.5},
@@ -24,3 +25,13 @@ def test_flops_that_were_not_counted_are_not_zero():
     spent = summed(ROWS, {"warmup": 1e9, "rl": None})
     assert [spent[step].flops for step in spent] == [0.0, 1e9, None, None]
     assert spent[3].seconds == pytest.approx(5.5)
+
+
+def test_a_line_that_a_kill_cut_short_is_no_step_and_a_damaged_one_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "stage": "s", "tokens/train": 8.0}\n{"step": 2, "sta')
+    assert cumulative_costs(tmp_path, flops=False)[1].trained_tokens == 8.0
+    assert list(cumulative_costs(tmp_path, flops=False)) == [0, 1]
+    path.write_text('{"step": 1, "sta\n{"step": 2, "stage": "s"}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: damaged"):
+        cumulative_costs(tmp_path, flops=False)
