@@ -7,17 +7,18 @@ the run means anything.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from rlpt import dist
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
 from rlpt.console import say
-from rlpt.mismatch import ROUNDING, mean_bound
+from rlpt.guards import ROUNDING, mean_bound
+from rlpt.jobs import Task
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Pair, Scorer
-from rlpt.policy.selfcheck import check_layout, documents_to_check
+from rlpt.policy.selfcheck import LARGEST_ERROR, check_layout, documents_to_check
 from rlpt.prompts import held_out
 from rlpt.rollout.engine import Engine, generate
 from rlpt.types import Branch, Group, Markers, Prompt, Rollout, concat
@@ -160,10 +161,12 @@ def _distance(token: Token) -> float:
 class Trial:
     """What is compared before a first step, on held-out documents of a configuration."""
 
-    cfg: RunConfig | EvalJobConfig
+    cfg: RunConfig | Task
     shards: ShardFolder
     plan: Blueprint
     world: dist.World
+    found: dict[str, Any] = field(default_factory=dict)
+    """What was compared so far and how far apart it was, in nats."""
 
     @property
     def markers(self) -> Markers:
@@ -174,18 +177,15 @@ class Trial:
         if self.plan.layout != "shared":
             return
         cfg = self.cfg
-        assert cfg.prompts, "resolve the configuration first"
-        assert cfg.thought, "resolve the configuration first"
         split = self.shards.split(cfg.evaluation.split)
         prompts = documents_to_check(split, cfg.prompts, self.markers, cfg.seed)
         error = check_layout(policy, prompts, self.markers, cfg.thought.budget_tokens, self.world)
+        self.found["layout"] = {"largest": error, "bar": LARGEST_ERROR}
         say(f"shared and one by one differ by {error:.1g} nats", self.world.is_main)
 
     def engine(self, engine: Engine, policy: Policy) -> None:
         """Hold what a foreign engine says of its own tokens against the policy that was published to it."""
         cfg = self.cfg
-        assert cfg.prompts, "resolve the configuration first"
-        assert cfg.thought, "resolve the configuration first"
         split = self.shards.split(cfg.evaluation.split)
         domains, tokens = cfg.evaluation.domains, cfg.evaluation.batch_tokens
         prompts = held_out(split, cfg.prompts, self.markers, PROMPTS, cfg.seed, domains)
@@ -193,4 +193,8 @@ class Trial:
             *(engine, policy, prompts, self.markers, self.world, engine.dtype),
             *(tokens, cfg.thought.temperature),
         )
+        self.found["engine"] = {
+            **{"tokens": found.tokens, "mean": found.mean, "rms": found.rms},
+            **{"largest": found.largest, "dtype": engine.dtype},
+        }
         say(f"engine and trainer differ by at most {found.largest:.1g} nats", self.world.is_main)

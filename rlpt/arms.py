@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from rlpt.config import RunConfig
+from rlpt.rlvr import RLVRStage
 from rlpt.stages import NextTokenStage, RLStage
 from rlpt_data.strict import Strict, UserError, load, parse
 
@@ -71,6 +72,25 @@ def arm_config(
         table["stage"][number] |= found["stage"]
         table["thought"] |= found["thought"]
     return parse(RunConfig, table, f"arm {arm.name}", [*overrides, *arm.set])
+
+
+def after_config(path: Path | None, arm: RunConfig) -> RunConfig | None:
+    """The run at ``path`` from an arm's last weights, with the arm's policy, shards and seed. Raises UserError where it
+    asks no questions."""
+    if path is None:
+        return None
+    cfg = load(RunConfig, path)
+    if not isinstance(cfg.stage[-1], RLVRStage):
+        raise UserError(
+            f"after = {path}: its last stage asks no questions; give it one of kind 'rlvr'"
+        )
+    own = arm.model_dump(mode="json")
+    table = cfg.model_dump(mode="json") | {key: own[key] for key in ("policy", "data", "seed")}
+    table |= {
+        "run_dir": str(arm.run_dir.with_name(f"{arm.run_dir.name}_after")),
+        "init_from": f"{arm.run_dir}@last",
+    }
+    return parse(RunConfig, table, str(path))
 
 
 def next_token_config(cfg: RunConfig, steps: int) -> RunConfig:

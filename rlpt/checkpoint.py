@@ -198,13 +198,18 @@ def read_progress(path: Path) -> Progress:
     return Progress(**json.loads((path / "progress.json").read_text()))
 
 
-def load_weights(path: Path, policy: Policy, tokenizer: str) -> None:
-    """The policy's weights alone. Raises UserError where they are another model's or of another tokenizer."""
+def check_tokenizer(path: Path, tokenizer: str) -> None:
+    """Raises UserError where a checkpoint knows the ids of another tokenizer than that of the given hash."""
     if (known := read_progress(path).tokenizer) != tokenizer:
         raise UserError(
             f"{path}: its tokenizer has hash {known}, the shards' has {tokenizer}; use the shards it was trained on, "
             "or prepare new ones with that run's tokenizer"
         )
+
+
+def load_weights(path: Path, policy: Policy, tokenizer: str) -> None:
+    """The policy's weights alone. Raises UserError where they are another model's or of another tokenizer."""
+    check_tokenizer(path, tokenizer)
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
     for name, parameter in policy.named_parameters():
         found = getattr(stored.get(f"policy.{name}"), "size", None)

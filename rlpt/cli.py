@@ -4,7 +4,6 @@ Nothing but click and the standard library is imported here; every command impor
 its body, so that `rlpt --help` and a mistyped option answer at once. No command holds logic.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import click
 
 from rlpt.cli_data import data
+from rlpt.cli_fit import fit
 from rlpt.cli_options import (
     InOrder,
     conclude,
@@ -22,6 +22,7 @@ from rlpt.cli_options import (
     set_option,
     show,
 )
+from rlpt.cli_view import report, watch
 from rlpt.console import show_log
 from rlpt.exits import MistakeError, guarded, is_main_rank
 from rlpt.summary import proving_text, text
@@ -108,38 +109,53 @@ def replay(run_dir: Path, step: int, as_json: bool) -> None:
     finish(found, as_json)
 
 
+def _shard(
+    _context: click.Context, _parameter: click.Parameter, text: str | None
+) -> tuple[int, int]:
+    number, _, count = (text or "1/1").partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise click.BadParameter(f"{text!r}: which of how many, as in 1/4.")
+    return int(number), int(count)
+
+
 @cli.command("eval")
 @config_argument
 @set_option
+@click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_shard,
+    help="Compute the I-th of N parts only, for other machines to do the rest. With all of them in "
+    "out_dir the same command without --shard puts them together.",
+)
 @json_option
-def evaluate(config: Path, overrides: Sequence[str], as_json: bool) -> None:
-    """Evaluate a checkpoint on held-out text."""
-    from rlpt.config import EvalJobConfig
+def evaluate(config: Path, overrides: Sequence[str], shard: tuple[int, int], as_json: bool) -> None:
+    """Evaluate a checkpoint, or a ladder of them, on held-out text.
+
+    A job that was killed goes on when it is started again. On N ranks: torchrun --nproc-per-node N
+    -m rlpt.evaluate.job CONFIG.
+    """
+    from rlpt.jobs import EvalJobConfig
     from rlpt_data.strict import load
 
     settings = load(EvalJobConfig, config, overrides)
     from rlpt.evaluate.job import run
 
-    summary = run(settings)
-    conclude(summary, as_json)
+    found = run(settings, shard)
+    if "rungs" not in found:
+        return conclude(found, as_json)
+    from rlpt.evaluate.shown import render
+
+    if is_main_rank():
+        show(render(found))
+    finish(found, as_json)
 
 
-@cli.command()
-@run_argument
-@json_option
-def report(run_dir: Path, as_json: bool) -> None:
-    """Draw RUN as one offline HTML file.
+cli.add_command(fit)
 
-    It holds curves, thoughts beside the held-out text, and the controls.
-    """
-    from rlpt.report import write
 
-    path = write(run_dir)
-    found = run_dir / "summary.json"
-    summary = json.loads(found.read_text()) if found.is_file() else {}
-    click.echo(text(summary) or f"{run_dir}: not finished, so it has no summary yet")
-    click.echo(f"\nreport: {path}")
-    finish({"report": path, "summary": summary}, as_json)
+cli.add_command(report)
+cli.add_command(watch)
 
 
 @cli.command()
@@ -195,6 +211,25 @@ def _plan(config: Path, ranks: int, overrides: Sequence[str], as_json: bool) -> 
     found = plan(settings, ranks)
     show(render(found))
     finish(found, as_json)
+
+
+@cli.command()
+@config_argument
+@set_option
+@json_option
+def downstream(config: Path, overrides: Sequence[str], as_json: bool) -> None:
+    """Ask an exported folder questions and last words.
+
+    Tasks of lm-evaluation-harness from local files, with and without a thought, on transformers or
+    vLLM; the extra `downstream`.
+    """
+    from rlpt.downstream import DownstreamConfig, run
+    from rlpt_data.strict import load
+
+    settings = load(DownstreamConfig, config, overrides)
+    found = run(settings)
+    click.echo(text(found))
+    finish(found | {"out": settings.out_dir / "downstream.json"}, as_json)
 
 
 @cli.command()

@@ -1,20 +1,20 @@
 """Several methods from one start, on the same prompts and budget, in one table: mean and interval over seeds."""
 
-import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from rlpt.arms import Arm, arm_config, next_token_config, rl_stage
+from rlpt.arms import Arm, after_config, arm_config, next_token_config, rl_stage
+from rlpt.compute import step_costs
 from rlpt.config import RunConfig
 from rlpt.console import say
-from rlpt.flops import Cost, step_cost
-from rlpt.mixture import open_shards
-from rlpt.policy.load import blueprint
+from rlpt.flops import Cost
+from rlpt.report.words import duration
 from rlpt.runlog import read_journal, write_json
+from rlpt.statistics import seed_interval
 from rlpt.train import run as train
 from rlpt_data.strict import Strict, UserError, load
 
@@ -25,6 +25,8 @@ FIGURES = {
     "bits_per_byte": "bits per byte",
     "thought_length": "tokens of a thought",
     "named_answer_rate": "thoughts that name the answer",
+    "answers": "accuracy on held-out questions after RLVR",
+    "answers_before": "before it",
     "sampled_tokens": "sampled tokens",
     "trained_tokens": "trained tokens",
     "tflops": "TFLOPs, decoding included",
@@ -44,7 +46,10 @@ class CompareConfig(Strict):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     set: tuple[str, ...] = ()
-    """Changes to all runs, as for --set."""
+    """Changes to the base run and so to every arm, as for --set; `after` stays as it is."""
+    after: Path | None = None
+    """A run with an RLVR stage that follows every arm, the same for all but for policy, shards and seed, which are the
+    arm's: what is learned before shows its worth only then (Tang et al., arXiv 2608.23256). Absent: none."""
     least_gain: float | None = None
     """Bar: the mean gain over seeds of every arm that is no control. Absent: none."""
     most_control_change: float | None = None
@@ -71,10 +76,13 @@ def run(cfg: CompareConfig) -> dict[str, Any]:
     """
     plans = list(_plans(cfg))
     found: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in cfg.arms}
-    for name, seed, resolved in plans:
-        say(f"-- {name}, seed {seed}")
-        summary = train(resolved)
-        found[name].append(figures(resolved, summary, cfg.domain))
+    started = time.monotonic()
+    for done, (name, seed, resolved, after) in enumerate(plans):
+        each = (time.monotonic() - started) / max(1, done)
+        left = f", about {duration(each * (len(plans) - done))} left" if done else ""
+        say(f"-- {name}, seed {seed}: run {done + 1} of {len(plans)}{left}")
+        row = figures(resolved, train(resolved), cfg.domain)
+        found[name].append(row if after is None else row | answer_figures(train(after)))
     table = {
         "seeds": list(cfg.seeds),
         "arms": {name: over_seeds(rows) for name, rows in found.items()},
@@ -100,8 +108,8 @@ def missed(cfg: CompareConfig, arms: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
-    """Every run, resolved."""
+def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig, RunConfig | None]]:
+    """Every run, and the one after it, resolved."""
     base = load(RunConfig, cfg.base, cfg.set)
     rl_stage(base, str(cfg.base))
     for seed in cfg.seeds:
@@ -115,14 +123,13 @@ def _plans(cfg: CompareConfig) -> Iterator[tuple[str, int, RunConfig]]:
                 resolved = next_token_config(
                     resolved, matched_steps(resolved, first, arm.next_token)
                 )
-            yield arm.name, seed, resolved
+            yield arm.name, seed, resolved, after_config(cfg.after, resolved)
 
 
 def costs(cfg: RunConfig) -> tuple[Cost, int]:
     """Of a step of the last stage, and how many there are."""
-    plan = blueprint(cfg.policy, open_shards(cfg.data), cfg.longest_path, cfg.prompts.frame)
     stage = cfg.stage[-1]
-    return step_cost(cfg, stage, plan.config, plan.layout), stage.steps
+    return step_costs(cfg)[stage.name], stage.steps
 
 
 def matched_steps(cfg: RunConfig, first: RunConfig, what: str) -> int:
@@ -154,7 +161,15 @@ def figures(cfg: RunConfig, summary: dict[str, Any], domain: str | None) -> dict
         "trained_tokens": sum(row.get("tokens/train", 0.0) for row in metrics),
         "tflops": cost.flops * steps / 1e12,
         "seconds": summary["wall_seconds"],
+        "answers": None,
+        "answers_before": None,
     }
+
+
+def answer_figures(summary: dict[str, Any]) -> dict[str, float]:
+    """The columns of a run after an arm."""
+    ends = {"answers": "after", "answers_before": "before"}
+    return {name: summary["rlvr"][end]["rlvr/accuracy"] for name, end in ends.items()}
 
 
 def _gain(evaluated: dict[str, Any], domain: str | None) -> float:
@@ -169,21 +184,7 @@ def _gain(evaluated: dict[str, Any], domain: str | None) -> float:
 
 def over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Mean and 95% interval of every column, by Student's t over the seeds; no interval for fewer than three."""
-    return {name: interval([row[name] for row in rows]) for name in FIGURES}
-
-
-def interval(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Mean, low and high; None where a value is missing or the seeds are fewer than three."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    if len(known) < len(values) or not known:
-        return {"mean": None, "ci_low": None, "ci_high": None}
-    mean = float(np.mean(known))
-    if len(known) < 3:
-        return {"mean": mean, "ci_low": None, "ci_high": None}
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}
+    return {name: seed_interval([row[name] for row in rows]) for name in FIGURES}
 
 
 def markdown(table: dict[str, Any]) -> str:

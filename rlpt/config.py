@@ -13,7 +13,8 @@ from rlpt.engines import EngineConfig, RolloutConfig
 from rlpt.limits import MismatchConfig
 from rlpt.observe import CheckpointConfig, EvaluationConfig, LogConfig
 from rlpt.reward.masker import MaskerConfig
-from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage, Stage
+from rlpt.rlvr import RLVRStage, RunStage
+from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage
 from rlpt.templates import INLINE, AskedFrame, FrameConfig
 from rlpt.terms import Fraction
 from rlpt_data.queries import AnnotatedCuts
@@ -181,7 +182,7 @@ class RunConfig(Strict):
     thought: ThoughtConfig = ThoughtConfig()
     engine: EngineConfig = EngineConfig()
     rollout: RolloutConfig = RolloutConfig()
-    stage: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stage: Annotated[tuple[RunStage, ...], Field(min_length=1)]
     """The stages in order, each a `[[stage]]` table with a `kind`; the weights chain."""
     mismatch: MismatchConfig = MismatchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -202,7 +203,7 @@ class RunConfig(Strict):
         self._check_rollouts()
         return self
 
-    def frames(self, stage: Stage) -> list[FrameConfig | AskedFrame]:
+    def frames(self, stage: RunStage) -> list[FrameConfig | AskedFrame]:
         """What stands around the texts of a stage."""
         own = self.prompts.frame
         masker = stage.masker if isinstance(stage, RLStage) else None
@@ -266,7 +267,9 @@ class RunConfig(Strict):
             raise ValueError(
                 f"stage {stage.name}: reward {reward.kind} looks at a prediction; set thought.prediction_tokens >= 1"
             )
-        if predicted > self.prompts.horizon_tokens:
+        if isinstance(stage, RLVRStage):
+            stage.refuse_unfit(self.thought.budget_tokens, predicted)
+        if reward.within_text and predicted > self.prompts.horizon_tokens:
             raise ValueError(
                 f"thought.prediction_tokens = {predicted} exceeds prompts.horizon_tokens = "
                 f"{self.prompts.horizon_tokens}: there would be no text to match"
@@ -307,32 +310,3 @@ class RunConfig(Strict):
     @property
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stage)
-
-
-class JobEvaluationConfig(EvaluationConfig):
-    split: Literal["train", "dev", "test"] = "test"
-    """A job states results; a run that is still being tuned looks at dev."""
-
-
-class EvalJobConfig(Strict):
-    """`rlpt eval`: one checkpoint or model folder over held-out shards."""
-
-    run: str | None = None
-    """`RUN_DIR@STEP` or `RUN_DIR@last`. Exclusive with `policy`."""
-    policy: PolicyConfig | None = None
-    """Whatever its compute_dtype, a job computes in float32."""
-    shards: Location
-    out_dir: Path
-    seed: int = 0
-    prompts: PromptConfig | None = None
-    """Absent: the run's own; for a `policy` the defaults. A table here replaces the run's whole one."""
-    thought: ThoughtConfig | None = None
-    """As for `prompts`."""
-    engine: EngineConfig = EngineConfig()
-    evaluation: JobEvaluationConfig = JobEvaluationConfig()
-
-    @model_validator(mode="after")
-    def _one_subject(self) -> "EvalJobConfig":
-        if (self.run is None) == (self.policy is None):
-            raise ValueError("give exactly one of run (RUN_DIR@STEP) and policy (a model folder)")
-        return self

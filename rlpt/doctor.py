@@ -29,6 +29,8 @@ EXTRAS = {
     "data": "read web archives and Hugging Face datasets",
     "report": "draw reports",
     "vllm": "sample with vLLM",
+    "wandb": "log to Weights & Biases",
+    "downstream": "ask tasks of lm-evaluation-harness",
     "bench": "measure the peers",
     "dev": "run the tests",
 }

@@ -82,8 +82,7 @@ class HintedSupply(Supply):
         right_PG = right(self.reward(again))
         self.asked += right_PG.size
         self.right += int(right_PG.sum())
-        pairs = zip(failed, again, right_PG.any(axis=1), strict=True)
-        better = {p: group for p, group, good in pairs if good}
+        better = {p: again[n] for n, p in enumerate(failed) if right_PG[n].any()}
         return [better.get(p, group) for p, group in enumerate(groups)]
 
     def _ask(self, groups: Sequence[Group]) -> list[Group]:

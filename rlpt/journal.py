@@ -8,15 +8,16 @@ from typing import Any
 from rlpt import dist, flops
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
-from rlpt.evaluate import files
+from rlpt.evaluate import answers, files
 from rlpt.evaluate.evaluation import Evaluation, headline
-from rlpt.evaluate.job import Decode, decoder
+from rlpt.evaluate.subject import Decode, decoder
 from rlpt.lots import Batch, lot_row
 from rlpt.policy.load import Blueprint, meta_model
 from rlpt.rollout.records import packed
-from rlpt.runlog import read_journal, write_json
+from rlpt.runlog import read_journal
 from rlpt.saved_supply import groups_path
 from rlpt.session import Session
+from rlpt.stages import RLStage
 from rlpt.types import Group, Scores
 from rlpt.update import Stepped
 from rlpt_data.shards import ShardFolder
@@ -103,6 +104,7 @@ def _row(
         "document": prompt.trunk.document,
         "domain": prompt.trunk.domain,
         "cut": prompt.key[2],
+        "hinted": groups[p].hinted,
         "context": read(prompt.context_ids[-_CONTEXT_SHOWN:].tolist()),
         "continuation_tokens": [read([index]) for index in prompt.continuation_ids.tolist()],
         "no_think_logp": _plain(no_think[p]) if no_think else None,
@@ -119,6 +121,7 @@ def _rollout(group: Group, g: int, p: int, stepped: Stepped, read: Decode) -> di
     scores = detail["thought"][p * len(group.rollouts) + g] if "thought" in detail else None
     return {
         "thought": read(rollout.thought_ids.tolist()),
+        "thought_tokens": rollout.thought_len,
         "ids": rollout.ids.tolist(),
         "prediction": read(rollout.prediction_ids.tolist()),
         "behaviour_logp": [float(value) for value in rollout.logp],
@@ -145,9 +148,10 @@ def write_summary(session: Session, progress: Progress) -> dict[str, Any]:
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "parameters": sum(parameter.numel() for parameter in session.policy.parameters()),
     }
-    summary |= _throughput(read_journal(session.cfg.run_dir / "metrics.jsonl"))
-    if session.world.is_main:
-        write_json(session.cfg.run_dir / "summary.json", summary)
+    summary |= _answers(session.cfg) | _throughput(
+        read_journal(session.cfg.run_dir / "metrics.jsonl")
+    )
+    session.log.summary(summary)
     dist.barrier(session.world)
     return summary
 
@@ -155,12 +159,28 @@ def write_summary(session: Session, progress: Progress) -> dict[str, Any]:
 def _ends(session: Session) -> tuple[Evaluation, Evaluation]:
     """The evaluation at the start of the first RL stage (else the first one), and the last one."""
     rows = read_journal(session.cfg.run_dir / "evaluations.jsonl")
-    rl = {stage.name for stage in session.cfg.stage if stage.kind == "rl"}
+    rl = {stage.name for stage in session.cfg.stage if isinstance(stage, RLStage)}
     metrics = read_journal(session.cfg.run_dir / "metrics.jsonl")
     start = min((row["step"] - 1 for row in metrics if row["stage"] in rl), default=rows[0]["step"])
     return tuple(
         files.load(files.path_of(session.cfg.run_dir, step)) for step in (start, rows[-1]["step"])
     )  # pyright: ignore[reportReturnType]
+
+
+def _answers(cfg: RunConfig) -> dict[str, Any]:
+    """Accuracy on held-out questions at both ends of the last stage that has some, paired question by question."""
+    rows = read_journal(cfg.run_dir / "answers.jsonl")
+    if not rows:
+        return {}
+    before, after = (
+        next(r for r in each if r["stage"] == rows[-1]["stage"]) for each in (rows, rows[::-1])
+    )
+    records = (
+        answers.load(answers.path_of(cfg.run_dir, r["stage"], r["step"])) for r in (before, after)
+    )
+    changes = answers.change(*records, draws=cfg.evaluation.bootstrap, seed=cfg.seed)
+    moved = {name: change.as_dict() for name, change in changes.items()}
+    return {"rlvr": {"before": before, "after": after, **moved}}
 
 
 def _throughput(metrics: Sequence[Mapping[str, float]]) -> dict[str, float | None]:

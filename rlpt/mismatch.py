@@ -1,41 +1,29 @@
 """How far the engine's log-probabilities are from the trainer's, for the tokens that were sampled.
 
 d = log pi_trainer - log pi_engine of every action. Rows in; sums that add and extremes that compare over micro-batches
-and ranks; after both, the numbers of `metrics.jsonl` and what is to be said of them. All rows together hold policy
-drift (staleness, reuse) and the mismatch of the engine; ``current`` rows, which the very weights of the step sampled,
-the latter alone.
+and ranks; after both, the numbers of `metrics.jsonl` (`rlpt.guards` judges them). All rows together hold policy drift
+(staleness, reuse) and the mismatch of the engine; ``current`` rows, which the very weights of the step sampled, the
+latter alone.
 """
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlpt.limits import MismatchConfig, MismatchLimits
+from rlpt.guards import CURRENT, PREFIX
 from rlpt.types import Sums
 
 Extremes = dict[str, float]
 """Name -> largest value; a smallest is kept as the largest of its negative, so that all reduce by one maximum."""
 
-PREFIX, CURRENT = "mismatch/", "mismatch/current_"
 BAND = math.log(2.0)
 """A ratio outside [1/2, 2] is no rounding: that is 15 times the rms of two bfloat16 paths (0.045 nats; algorithms,
 section 3.1). It is also where verl's health rule and TRL's masking of tokens draw the line."""
 BUCKETS = {"p00": (0.0, 0.01), "p01": (0.01, 0.1), "p10": (0.1, 0.5), "p50": (0.5, math.inf)}
 """Behaviour probability from, to; named by the lower edge in percent. Rounding sits on tokens below 10%. The last
 has no upper edge: a log-probability may round to a little above 0."""
-ROUNDING = {"float32": 0.005, "float16": 0.01, "bfloat16": 0.06}
-"""Largest rms of d, in nats, that rounding explains where the coarser side computes in this dtype. Measured elsewhere:
-0.0024, 0.0056, 0.045 (algorithms, sections 3.1 and 7)."""
-STANDARD_ERRORS = 4.0
-"""A mean is held against its limit and as many standard errors: by chance alone it leaves that once in 16,000 steps."""
-
-LEAST_ROWS = 32
-"""Fewer current tokens in a step (asynchronous ones may have few) are not judged: one rare token would decide."""
-
 Masked = tuple[Float[Tensor, " R"], Bool[Tensor, " R"]]
 """Values, and the rows they count for."""
 
@@ -141,80 +129,3 @@ def finished(totals: Sums, extremes: Extremes) -> dict[str, float]:
 def _exp(x: float) -> float:
     """math.exp that says inf where it would overflow."""
     return math.exp(x) if x < 709.0 else math.inf
-
-
-def mean_bound(limit: float, rms: float, count: float) -> float:
-    """Up to where a mean over ``count`` tokens may lie: few tokens prove little."""
-    return limit + STANDARD_ERRORS * rms / math.sqrt(count)
-
-
-def coarser(*dtypes: str) -> str:
-    """The dtype whose rounding is the largest."""
-    return max(dtypes, key=lambda dtype: ROUNDING[dtype])
-
-
-class _Guard(NamedTuple):
-    """A limit on a metric; ``sign`` -1 where the metric must not fall below it."""
-
-    metric: str
-    limit: str
-    sign: int
-    remedy: str
-
-
-_ENGINE = (
-    "the engine does not compute what the trainer computes with the same weights: compare their dtypes and heads, and "
-    "what was published"
-)
-_DRIFT = (
-    "the weights have moved away from those that sampled: lower max_staleness, max_reuse or optimizer.lr; where "
-    "mismatch/current_* is large, too, the engine is at fault"
-)
-_GUARDS = (
-    _Guard("current_exp_abs_log_ratio", "current_exp_abs_log_ratio", 1, _ENGINE),
-    _Guard("current_rms_log_ratio", "current_rms_log_ratio", 1, _ENGINE),
-    _Guard("current_k1", "current_k1", 1, _ENGINE),
-    _Guard("k1", "k1", 1, _DRIFT),
-    _Guard("chi2", "chi2", 1, _DRIFT),
-    _Guard("ess", "ess", -1, _DRIFT),
-    _Guard("ratio", "ratio_high", 1, _DRIFT),
-    _Guard("ratio", "ratio_low", -1, _DRIFT),
-)
-
-
-def verdict(
-    means: Mapping[str, float], cfg: MismatchConfig, dtype: str
-) -> tuple[dict[str, str], dict[str, str]]:
-    """What a step's metrics warn of, and what must end the run: metric -> one line. ``dtype``: the coarser side's."""
-    return _exceeded(means, cfg.warn, "warn", dtype), _exceeded(means, cfg.halt, "halt", dtype)
-
-
-def _exceeded(
-    means: Mapping[str, float], limits: MismatchLimits, level: str, dtype: str
-) -> dict[str, str]:
-    lines = {}
-    for guard in _GUARDS:
-        name = f"{PREFIX}{guard.metric}"
-        if name not in means or (name.startswith(CURRENT) and _current_rows(means) < LEAST_ROWS):
-            continue
-        value, limit = means[name], _limit(means, limits, guard, dtype)
-        value = abs(value) if guard.metric.endswith("k1") else value
-        # Written so that NaN is outside, too.
-        if not guard.sign * value <= guard.sign * limit:
-            word = "exceeds" if guard.sign > 0 else "is below"
-            key = f"mismatch.{level}.{guard.limit}"
-            lines[name] = f"{name} = {means[name]:.4g} {word} {key} = {limit:.4g}; {guard.remedy}"
-    return lines
-
-
-def _limit(means: Mapping[str, float], limits: MismatchLimits, guard: _Guard, dtype: str) -> float:
-    limit = getattr(limits, guard.limit)
-    if limit is None:
-        return ROUNDING[dtype]
-    if guard.metric != "current_k1":
-        return limit
-    return mean_bound(limit, means[f"{CURRENT}rms_log_ratio"], _current_rows(means))
-
-
-def _current_rows(means: Mapping[str, float]) -> float:
-    return means[f"{PREFIX}rows"] * means[f"{PREFIX}current_share"]

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Int64
 
 from rlpt.config import DataConfig, RunConfig
 from rlpt.prompts import Samples, Stream, prompt_stream, window_stream
+from rlpt.questions import question_stream
+from rlpt.rlvr import RLVRStage
 from rlpt.stages import NextTokenStage, Stage
 from rlpt.tiers import TieredSamples, all_tiers
 from rlpt_data.queries import AnnotatedCuts
@@ -266,6 +268,8 @@ def _total(counts: Sequence[Counts]) -> Counts:
 
 def stage_stream(shards: ShardFolder, cfg: RunConfig, stage: Stage) -> Samples:
     """The order of a stage. Every folder of a mixture is permuted by its own hash, whatever it is mixed with."""
+    if isinstance(stage, RLVRStage):
+        return question_stream(shards, cfg.prompts, stage, cfg.seed)
     if isinstance(stage, NextTokenStage):
         return _samples(shards, cfg, stage, None)
     if stage.curriculum is None:

@@ -2,6 +2,8 @@
 
 from typing import Literal, get_args
 
+from pydantic import model_validator
+
 from rlpt.stages import Count, Positive
 from rlpt_data.strict import Strict
 
@@ -16,6 +18,15 @@ class EvaluationConfig(Strict):
     """Held-out prompts, one a document as far as documents reach."""
     thoughts: Positive = 2
     """Thoughts sampled per prompt."""
+    greedy: bool = False
+    """Also one thought a prompt at temperature 0, with figures of its own. `rlpt eval` does, unless told otherwise; a
+    run does not, which spares it a thought a prompt."""
+    leak_prompts: Count = 0
+    """Prompts that are asked again with other text after the cut, which must change nothing; 0: none. `rlpt eval` asks
+    8, a run none."""
+    proxy: str = ""
+    """Start of the hash of the annotations whose entropy makes the tiers; "": the only ones, and without any the
+    policy's own entropy."""
     every: Count = 0
     """Steps between evaluations during training; 0: only at stage ends."""
     controls: tuple[Control, ...] = get_args(Control)
@@ -29,6 +40,15 @@ class EvaluationConfig(Strict):
     """Tokens of one scoring forward; changes memory and speed, never a number."""
     domains: tuple[str, ...] = ()
     """Evaluate only on these domains; empty means all."""
+
+    @model_validator(mode="after")
+    def _empty_is_not_alone(self) -> "EvaluationConfig":
+        if self.controls == ("empty",):
+            raise ValueError(
+                "controls = ['empty']: after RL an empty thought can be strange to the policy and flatter any other; "
+                "add filler"
+            )
+        return self
 
     @property
     def longest_window(self) -> int:
@@ -47,3 +67,6 @@ class LogConfig(Strict):
     rollouts_kept: Positive = 8
     """Groups in one dump."""
     wandb_project: str | None = None
+    """Also log to this project of Weights & Biases (the extra `wandb`), with credentials as wandb finds them."""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """offline: into the run folder, for `wandb sync`. disabled: as without a project."""

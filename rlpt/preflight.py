@@ -15,7 +15,9 @@ from rlpt.policy.foreign import described
 from rlpt.policy.load import Blueprint
 from rlpt.policy.packing import Layout
 from rlpt.prompts import held_out
-from rlpt.runlog import has_work, read_config
+from rlpt.questions import questions_of
+from rlpt.rlvr import RLVRStage
+from rlpt.runlog import has_work, read_config, read_questions
 from rlpt.stages import RLStage
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
@@ -25,6 +27,8 @@ def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
     """Everything wrong that only the shards, other runs and a judge can tell. Raises UserError."""
     for stage in cfg.stage:
         stage_stream(shards, cfg, stage)
+        if isinstance(stage, RLVRStage):
+            _check_questions(cfg, shards, stage)
         if isinstance(stage, RLStage):
             stage.reward.refuse_unready()
             if stage.masker is not None:
@@ -45,6 +49,19 @@ def check(cfg: RunConfig, shards: ShardFolder, plan: Blueprint) -> None:
         _check_saved(cfg, cfg.rollout.saved)
     if cfg.init_from is not None and not has_work(cfg.run_dir):
         checkpoint.find(cfg.init_from)
+
+
+def _check_questions(cfg: RunConfig, shards: ShardFolder, stage: RLVRStage) -> None:
+    """Both files can be asked, and are those that the run began with."""
+    known = read_questions(cfg.run_dir, stage.name)
+    for name, found in zip(
+        ("train", "test"), questions_of(stage, cfg.prompts, shards), strict=True
+    ):
+        if known is not None and known[name]["hash"] != found.digest:
+            raise UserError(
+                f"{cfg.run_dir}: stage {stage.name} was trained with questions of hash {known[name]['hash']}, "
+                f"{found.name} now has {found.digest}; put the old file back, or choose another run_dir"
+            )
 
 
 def check_shares(cfg: RunConfig, world: dist.World, layout: Layout) -> None:

@@ -53,6 +53,11 @@ class Samples:
         """Positions after which every document has come up."""
         raise NotImplementedError
 
+    def trunk(self, position: int, cfg: PromptConfig, seed: int) -> Trunk:
+        """What the policy reads of the sample at a global position, and its cuts."""
+        epoch, document = self.at(position)
+        return trunk(document, epoch, cfg, seed)
+
     def take(self, start: int, count: int, rank: int, size: int) -> list[tuple[int, Document]]:
         """This rank's strided share of the samples [start, start + count)."""
         return [self.at(position) for position in range(start + rank, start + count, size)]
@@ -211,8 +216,7 @@ def dealt_trunks(
 
 def trunk_at(stream: Samples, position: int, cfg: PromptConfig, seed: int) -> Trunk:
     """The trunk of the sample at a global position."""
-    epoch, document = stream.at(position)
-    return trunk(document, epoch, cfg, seed)
+    return stream.trunk(position, cfg, seed)
 
 
 def window(
@@ -228,13 +232,21 @@ def window(
 
 
 def prompts_of(trunk: Trunk, cfg: PromptConfig, markers: Markers) -> list[Prompt]:
-    """One prompt per cut of a trunk: context and opener for the policy and for the scorer alike, in their frame."""
-    frame, prompts = markers.frame, []
-    trunk = behind(trunk, frame.head)
-    for cut in trunk.cuts:
-        ids = concat(trunk.ids[:cut], frame.opened(markers.opener))
-        prompts.append(Prompt(trunk, cut, cfg.horizon_tokens, ids, ids, frame))
-    return prompts
+    """One prompt per cut of a trunk: context and opener for the policy and for the scorer alike, in their frame.
+
+    What is held out ends with the trunk: an answer may be shorter than the horizon.
+    """
+    trunk = behind(trunk, markers.frame.head)
+    return [
+        prompt_at(trunk, cut, min(cfg.horizon_tokens, len(trunk.ids) - cut), markers)
+        for cut in trunk.cuts
+    ]
+
+
+def prompt_at(trunk: Trunk, cut: int, horizon: int, markers: Markers) -> Prompt:
+    """The prompt of one cut of a trunk that has the frame's head: nothing after the cut is in its ids."""
+    ids = concat(trunk.ids[:cut], markers.frame.opened(markers.opener))
+    return Prompt(trunk, cut, horizon, ids, ids, markers.frame)
 
 
 def behind(trunk: Trunk, head: Sequence[int]) -> Trunk:

@@ -15,7 +15,7 @@ from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.evaluate import files
 from rlpt.evaluate.evaluation import Evaluation
-from rlpt.evaluate.summary import change
+from rlpt.evaluate.paired import change
 from rlpt.runlog import read_journal, write_json
 from rlpt.train import run as train
 from rlpt_data.strict import UserError, load

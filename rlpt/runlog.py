@@ -1,6 +1,7 @@
-"""The run folder: config.json, environment.json, metrics.jsonl, evaluations.jsonl, rollouts, summary.json.
+"""The run folder: config.json, environment.json, metrics.jsonl, evaluations.jsonl, answers.jsonl, rollouts and
+summary.json.
 
-`metrics.jsonl` gets one object a step, always; wandb gets the same numbers when asked (this is its only door).
+`metrics.jsonl` gets one object a step, always; wandb gets the same numbers when asked.
 Files only grow; a resume cuts them back to what the checkpoint knew. Only rank 0 writes.
 """
 
@@ -15,11 +16,13 @@ from typing import Any
 
 import zstandard
 
+from rlpt import wandb_log
 from rlpt.config import RunConfig
 from rlpt.dist import World
+from rlpt.wandb_log import WandbLog
 from rlpt_data.strict import UserError
 
-_JOURNALS = ("metrics.jsonl", "evaluations.jsonl")
+_JOURNALS = ("metrics.jsonl", "evaluations.jsonl", "answers.jsonl")
 _PACKAGES = (
     "rlpt",
     "torch",
@@ -40,16 +43,17 @@ class RunLog:
         self.dir = cfg.run_dir
         self.world = world
         self.cfg = cfg
-        self._wandb: Any = None
+        self._wandb: WandbLog | None = None
 
-    def start(self) -> None:
-        """Claim the folder: only once everything that may be refused has been."""
+    def start(self, checks: Mapping[str, Any]) -> None:
+        """Claim the folder: only once everything that may be refused has been. ``checks``: what a trial measured."""
         if self.world.is_main:
             (self.dir / "rollouts").mkdir(parents=True, exist_ok=True)
             write_json(self.dir / "config.json", resolved(self.cfg))
-            write_json(self.dir / "environment.json", environment(self.world))
-            if self.cfg.log.wandb_project:
-                self._wandb = _start_wandb(self.cfg)
+            write_json(self.dir / "environment.json", environment(self.world) | {"checks": checks})
+            project, mode = self.cfg.log.wandb_project, self.cfg.log.wandb_mode
+            if project is not None and mode != "disabled":
+                self._wandb = WandbLog(self.dir, project, mode, resolved(self.cfg))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the journals: what a checkpoint remembers of them."""
@@ -60,6 +64,7 @@ class RunLog:
         """Cut the journals back to a checkpoint, and drop the rollouts of later steps."""
         if not self.world.is_main:
             return
+        wandb_log.remember(self.dir, self._last_steps())
         for name in _JOURNALS:
             path = self.dir / name
             if path.exists():
@@ -69,12 +74,22 @@ class RunLog:
             if int(path.name[5:11]) > step:
                 path.unlink()
 
+    def _last_steps(self) -> dict[str, int]:
+        """Of every journal and of the rollouts. A line that a kill cut short was told to nobody."""
+        found = {}
+        for name in _JOURNALS:
+            path = self.dir / name
+            whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+            found[name] = max((int(json.loads(line)["step"]) for line in whole), default=-1)
+        dumps = (self.dir / "rollouts").glob("step_*.jsonl.zst")
+        return found | {"rollouts": max((int(path.name[5:11]) for path in dumps), default=-1)}
+
     def metrics(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl."""
         if self.world.is_main:
             append_json(self.dir / "metrics.jsonl", {"step": step, "stage": stage, **values})
             if self._wandb is not None:
-                self._wandb.log(dict(values), step=step)
+                self._wandb.send("metrics.jsonl", step, values)
 
     def evaluation(self, step: int, stage: str, summary: Mapping[str, Any]) -> None:
         """One line of evaluations.jsonl."""
@@ -82,6 +97,21 @@ class RunLog:
             append_json(
                 self.dir / "evaluations.jsonl", {"step": step, "stage": stage, "summary": summary}
             )
+            if self._wandb is not None:
+                found = wandb_log.numbers(summary, "evaluation/")
+                self._wandb.send("evaluations.jsonl", step, found)
+
+    def answers(self, step: int, stage: str, values: Mapping[str, float | None]) -> None:
+        """One line of answers.jsonl: accuracy on held-out questions."""
+        if self.world.is_main:
+            append_json(self.dir / "answers.jsonl", {"step": step, "stage": stage, **values})
+            if self._wandb is not None:
+                self._wandb.send("answers.jsonl", step, values)
+
+    def questions(self, stage: str, found: Mapping[str, Any]) -> None:
+        """questions_STAGE.json: the files of questions, their hashes and what was dropped."""
+        if self.world.is_main:
+            write_json(_questions_path(self.dir, stage), found)
 
     def rollouts(self, step: int, rows: list[dict[str, Any]]) -> None:
         """rollouts/step_NNNNNN.jsonl.zst, one object a group."""
@@ -89,6 +119,8 @@ class RunLog:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             path = self.dir / "rollouts" / f"step_{step:06d}.jsonl.zst"
             path.write_bytes(zstandard.compress(text.encode()))
+            if self._wandb is not None:
+                self._wandb.rollouts(step, rows)
 
     def groups(self, path: Path, data: bytes) -> None:
         """Every group of a step in full, whole or not at all."""
@@ -98,9 +130,16 @@ class RunLog:
             temporary.write_bytes(data)
             temporary.replace(path)
 
-    def close(self) -> None:
+    def summary(self, table: Mapping[str, Any]) -> None:
+        """summary.json: the final numbers."""
+        if self.world.is_main:
+            write_json(self.dir / "summary.json", table)
+            if self._wandb is not None:
+                self._wandb.summary(table)
+
+    def close(self, failed: bool) -> None:
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close(failed)
 
 
 @contextmanager
@@ -109,16 +148,18 @@ def open_log(cfg: RunConfig, world: World) -> Iterator[RunLog]:
     log = RunLog(cfg, world)
     try:
         yield log
-    finally:
-        log.close()
+    except BaseException:
+        log.close(failed=True)
+        raise
+    log.close(failed=False)
 
 
 def resolved(cfg: RunConfig) -> dict[str, Any]:
     return cfg.model_dump(mode="json")
 
 
-_GATES = ("require_gain", "until_gain")
-"""Keys that judge a run and do not change what it computes: they may differ when it goes on."""
+_GATES = ("require_gain", "until_gain", "wandb_project", "wandb_mode")
+"""Keys that judge or show a run and do not change what it computes: they may differ when it goes on."""
 
 
 def check_folder(cfg: RunConfig) -> None:
@@ -128,15 +169,13 @@ def check_folder(cfg: RunConfig) -> None:
     path = cfg.run_dir / "config.json"
     if not path.exists() or not has_work(cfg.run_dir):
         return
-    old, new = _flat(read_config(path)), _flat(resolved(cfg))
-    for key in sorted(old.keys() | new.keys()):
+    for key, (old, new) in differences(read_config(path), resolved(cfg)).items():
         if key == "run_dir" or key.endswith(_GATES):
             continue
-        if old.get(key) != new.get(key):
-            raise UserError(
-                f"{cfg.run_dir}: holds a run with {key} = {old.get(key)!r}, this one has {new.get(key)!r}; "
-                "choose another run_dir, or remove that folder"
-            )
+        raise UserError(
+            f"{cfg.run_dir}: holds a run with {key} = {old!r}, this one has {new!r}; choose another run_dir, or "
+            "remove that folder"
+        )
 
 
 def has_work(run_dir: Path) -> bool:
@@ -145,6 +184,16 @@ def has_work(run_dir: Path) -> bool:
     return any(path.exists() and path.stat().st_size for path in journals) or any(
         run_dir.glob("checkpoints/step_*")
     )
+
+
+def read_questions(run_dir: Path, stage: str) -> dict[str, Any] | None:
+    """What a run that left work here began a stage of questions with."""
+    path = _questions_path(run_dir, stage)
+    return read_config(path) if path.exists() and has_work(run_dir) else None
+
+
+def _questions_path(run_dir: Path, stage: str) -> Path:
+    return run_dir / f"questions_{stage}.json"
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -156,6 +205,14 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UserError(f"{path}: damaged: holds no table; restore it, or name another run")
     return table
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Of two resolved configurations: dotted key -> both values, where they differ; None where there is none."""
+    before, after = _flat(old), _flat(new)
+    keys = sorted(before.keys() | after.keys())
+    both = {key: (before.get(key), after.get(key)) for key in keys}
+    return {key: (left, right) for key, (left, right) in both.items() if left != right}
 
 
 def _flat(table: Any, prefix: str = "") -> dict[str, Any]:
@@ -206,17 +263,16 @@ def append_json(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal; none where it does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a journal; none where it does not exist. A last line that a kill cut short is none. Raises UserError
+    for any other damage."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [_journal_row(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _start_wandb(cfg: RunConfig) -> Any:
+def _journal_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+        return json.loads(line)
+    except ValueError as error:
         raise UserError(
-            "log.wandb_project is set but wandb is not installed; run `pip install wandb`"
+            f"{path}, line {number}: damaged: {error}; restore the file, or name another run"
         ) from error
-    return wandb.init(
-        project=cfg.log.wandb_project, name=cfg.run_dir.name, config=resolved(cfg), dir=cfg.run_dir
-    )

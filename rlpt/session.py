@@ -5,29 +5,32 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from rlpt import checkpoint, dist
 from rlpt.agreement import Trial
 from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.console import say
-from rlpt.evaluate import files
+from rlpt.evaluate import answers, files
 from rlpt.evaluate.evaluation import Evaluation
-from rlpt.evaluate.job import Subject, evaluate_subject
+from rlpt.evaluate.subject import Subject, decoder, evaluate_subject
 from rlpt.exits import FaultError
 from rlpt.frames import Framer
+from rlpt.guards import coarser, verdict
 from rlpt.hints import HintedSupply, hint_of
 from rlpt.masker import MaskerSupply, masker_of
-from rlpt.mismatch import coarser, verdict
 from rlpt.mixture import stage_stream
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
-from rlpt.policy.scoring import Scorer
 from rlpt.preflight import check_shares
 from rlpt.prompts import Samples
-from rlpt.reward.base import Reward
+from rlpt.questions import evidence, held_out_questions, in_words, question_prompts, questions_of
+from rlpt.reward.base import Kit, Reward
+from rlpt.rlvr import RLVRStage
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.records import packed, unpacked
@@ -60,6 +63,8 @@ class Session:
     """Progress of a checkpoint inside a stage, whose other parts `begin` restores."""
     warned: set[str] = field(default_factory=set)
     """Metrics of the mismatch that a warning was said of."""
+    checks: dict[str, Any] = field(default_factory=dict)
+    """What the trial before the first step measured."""
 
     @property
     def markers(self) -> Markers:
@@ -93,6 +98,7 @@ class Session:
         if not self.engine.is_reference:
             self.publish(progress.step)
             trial.engine(self.engine, self._in_fp32())
+        self.checks = trial.found
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
@@ -182,6 +188,10 @@ class Session:
         outfit = Outfit(cfg, self.shards, self.plan, self.world, stage, learner, frozen)
         reward = outfit.reward()
         say(f"stage {stage.name}: {stage.arrangement}", self.world.is_main)
+        if isinstance(stage, RLVRStage):
+            found = evidence(stage.questions, *questions_of(stage, cfg.prompts, self.shards))
+            say(f"stage {stage.name}: {in_words(found)}", self.world.is_main)
+            self.log.questions(stage.name, found)
         supply = self._supply(stage, stream, reward)
         return Work(outfit.learner_with_reference(), stream, None, reward, frozen, supply)
 
@@ -225,13 +235,8 @@ class Session:
             return files.load(path)
         self.publish(step)
         tokens = self.cfg.evaluation.batch_tokens
-        policy = self._in_fp32()
-        scorer, unbanned = (
-            Scorer(policy, banned, self.world, tokens) for banned in (self.markers.ids, ())
-        )
-        found = evaluate_subject(
-            self.cfg, self.shards, Subject(scorer, self.engine, self.markers, unbanned), self.world
-        )
+        subject = Subject.of(self._in_fp32(), self.engine, self.markers, self.world, tokens)
+        found = evaluate_subject(self.cfg, self.shards, subject, self.world)
         if self.world.is_main:
             files.save(path, found)
         self.log.evaluation(step, stage, found.summary)
@@ -242,6 +247,29 @@ class Session:
             self.world.is_main,
         )
         return found
+
+    def answer(self, stage: RLVRStage, step: int) -> None:
+        """Accuracy of the current weights on the held-out questions, journalled; once a step."""
+        done = read_journal(self.cfg.run_dir / "answers.jsonl")
+        if any((row["stage"], row["step"]) == (stage.name, step) for row in done):
+            return
+        self.publish(step)
+        _, test = questions_of(stage, self.cfg.prompts, self.shards)
+        prompts = question_prompts(
+            held_out_questions(test, stage.questions), self.cfg.prompts, self.markers
+        )
+        token_bytes = partial(self.plan.token_bytes, self.shards)
+        reward = stage.reward.build(Kit({}, self.markers, True, token_bytes))
+        found = answers.answer(
+            *(self.engine, prompts, reward, self.markers, stage.questions.samples),
+            *(self.cfg.thought.prediction_tokens, decoder(self.shards), self.world),
+        )
+        values = answers.summarise(found, draws=self.cfg.evaluation.bootstrap, seed=self.cfg.seed)
+        if self.world.is_main:
+            answers.save(answers.path_of(self.cfg.run_dir, stage.name, step), found)
+        self.log.answers(step, stage.name, values)
+        dist.barrier(self.world)
+        say(f"step {step} ({stage.name}): {answers.in_words(values)}", self.world.is_main)
 
     def _in_fp32(self) -> Policy:
         """The policy for evaluation: bf16 noise is larger than many gains (MEASURING, section 4)."""

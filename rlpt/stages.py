@@ -304,7 +304,8 @@ class RLStage(StageBase):
         )
         for wrong, remedy in (
             (shifts, "takes what has a reward above 0 for right: leave out gates that add or take away"),
-            (self.reward.passes(False, False) != (0, 0), "looks at rewards early: use a match, an overlap or a judge"),
+            (self.reward.passes(False, False) != (0, 0), "looks at rewards early: use a match or a judge"),
+            (self.reward.kind == "overlap", "takes what has a reward above 0 for right: use a match or a judge"),
             (self.objective.ratio != "none", "samples after another prompt: set objective.ratio = 'none'"),
             (baseline, "teaches what is right alone: set advantage = { baseline = 'none' }"),
             (self.objective.critic is not None, "teaches what is right alone: leave out objective.critic"),

@@ -1,11 +1,12 @@
-"""Intervals and verdicts: sums per record in, means with 95% percentile intervals out. Pure numpy.
+"""Intervals and verdicts: sums per record in, means with 95% bootstrap intervals out. Pure numpy.
 
 Every average is a ratio of sums, and what is resampled is the unit of the split (a document or a
 domain), never a token: tokens of one document are not independent. Differences are taken record by
-record before anything is resampled, so everything is paired. Efron and Tibshirani 1993, "An
-Introduction to the Bootstrap", ch. 13.
+record before anything is resampled, so everything is paired. Percentile intervals (Efron and Tibshirani 1993, "An
+Introduction to the Bootstrap", ch. 13), expanded for few clusters (Hesterberg 2014, arXiv 1411.5279).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +20,8 @@ HARMLESS_BAND = 0.005
 """Nats per continuation token within which a gain counts as nothing."""
 USEFUL_AGAINST = ("empty", "filler", "other_document")
 """Controls that a thought must beat, besides no thought at all, to be called useful."""
-_LEVELS = (0.025, 0.975)
+_NORMAL = 1.959963984540054
+"""97.5% of a normal distribution lies below."""
 _CHUNK = 1 << 22
 
 Verdict = Literal["useful", "harmless", "harmful", "inconclusive"]
@@ -97,8 +99,20 @@ def _bounds(
         times_BK = random.multinomial(count, np.full(count, 1.0 / count), size=size)
         resampled_BQ = times_BK.astype(np.float64) @ sums_KQ
         ratios.append(resampled_BQ[:, ::2] / resampled_BQ[:, 1::2])
-    low, high = np.quantile(np.concatenate(ratios), _LEVELS, axis=0)
+    low, high = np.quantile(np.concatenate(ratios), expanded(count), axis=0)
     return low, high
+
+
+def expanded(clusters: int) -> tuple[float, float]:
+    """Percentiles for an interval of 95%: Phi(-+ sqrt(n / (n - 1)) t), with t that of n - 1 degrees of freedom.
+
+    Plain percentiles of few clusters are too narrow, as a normal interval with the variance over n is beside Student's.
+    t by its expansion in 1 / (n - 1) (Abramowitz and Stegun 1964, 26.7.5), exact to 1e-4 from 30 clusters on.
+    """
+    z, free = _NORMAL, clusters - 1
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    below = 0.5 * math.erfc(t * math.sqrt(clusters / free) / math.sqrt(2))
+    return below, 1 - below
 
 
 def log_mean_exp(logp_PG: Float[np.ndarray, "P G"]) -> Float[np.ndarray, " P"]:
@@ -165,3 +179,17 @@ def pair(before: Sequence[tuple], after: Sequence[tuple]) -> Int[np.ndarray, " N
             "evaluate both on the same prompts with the same seed"
         )
     return np.array([places[key] for key in after], dtype=np.int64)
+
+
+def seed_interval(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and 95% interval over seeds, by Student's t; no interval below three, no mean where one is missing."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if len(known) < len(values) or not known:
+        return {"mean": None, "ci_low": None, "ci_high": None}
+    mean = float(np.mean(known))
+    if len(known) < 3:
+        return {"mean": mean, "ci_low": None, "ci_high": None}
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known)))
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}

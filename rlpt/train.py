@@ -16,6 +16,7 @@ from rlpt.mixture import open_shards
 from rlpt.policy.load import blueprint
 from rlpt.preflight import check
 from rlpt.rl_update import rl_score, rl_step
+from rlpt.rlvr import RLVRStage
 from rlpt.runlog import check_folder, open_log
 from rlpt.session import Session
 from rlpt.stages import NextTokenStage, RLStage, Stage
@@ -42,7 +43,7 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
         closing(Session.open(cfg, shards, plan, world, log)) as session,
     ):
         progress = session.resume(resume)
-        log.start()
+        log.start(session.checks)
         for stage in cfg.stage[progress.stage :]:
             run_stage(session, stage, progress)
         return write_summary(session, progress)
@@ -61,7 +62,7 @@ def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
             if progress.stage_step < stage.steps and between_steps(session, work, stage, progress):
                 break
     work.close()
-    session.evaluate(stage.name, progress.step)
+    evaluate(session, stage, progress)
     progress.stage, progress.stage_step, progress.cursor = progress.stage + 1, 0, 0
     session.save(progress, None)
 
@@ -134,7 +135,7 @@ def between_steps(session: Session, work: Work, stage: Stage, progress: Progress
     """Periodic evaluation and checkpoint inside a stage; True where the stage has reached its goal."""
     every = session.cfg.evaluation.every
     if every and progress.stage_step % every == 0:
-        gain = session.evaluate(stage.name, progress.step).gain
+        gain = evaluate(session, stage, progress)
         if (
             isinstance(stage, NextTokenStage)
             and stage.until_gain is not None
@@ -146,13 +147,20 @@ def between_steps(session: Session, work: Work, stage: Stage, progress: Progress
     return False
 
 
+def evaluate(session: Session, stage: Stage, progress: Progress) -> float:
+    """Held-out questions, if the stage has some, and held-out text; returns the gain there, nats per token."""
+    if isinstance(stage, RLVRStage):
+        session.answer(stage, progress.step)
+    return session.evaluate(stage.name, progress.step).gain
+
+
 def check_start(session: Session, stage: Stage, progress: Progress) -> None:
     """The evaluation that a run is compared with (where RL begins, or where all begins), and the gate of the stage."""
     rl = isinstance(stage, RLStage)
     alone = not any(isinstance(other, RLStage) for other in session.cfg.stage)
     if progress.stage_step > 0 or not (rl or (alone and progress.step == 0)):
         return
-    gain = session.evaluate(stage.name, progress.step).gain
+    gain = evaluate(session, stage, progress)
     if rl and stage.require_gain is not None and gain < stage.require_gain:
         raise UserError(
             f"stage {stage.name}: held-out gain is {gain:.3f} nats per token, require_gain = {stage.require_gain}; "

@@ -9,7 +9,7 @@ Letters: **P** prompts, **G** rollouts per prompt, **N** sequences, **T** positi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -175,12 +175,23 @@ class Group:
     """Whether the prompt showed the held-out text when they were sampled; their log-probabilities are of that one."""
 
 
+class Certainty(NamedTuple):
+    """How sure a model is of one token, before it sees which one it is."""
+
+    entropy: float
+    """-sum_v p_v log p_v, nats."""
+    confidence: float
+    """Log-probability of the likeliest id, nats."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a scorer says of given tokens: fp32 natural-log probabilities and the likeliest id at each position."""
 
     logp: Float[np.ndarray, " S"]
     argmax: Int[np.ndarray, " S"]
+    certainty: Certainty | None = None
+    """Of the first token; None: it was not asked for."""
 
     @property
     def total(self) -> float:

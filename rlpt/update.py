@@ -19,7 +19,8 @@ from rlpt.advantage import RESOLUTION
 from rlpt.batch import framed_batch, split_padded
 from rlpt.critic import Critic
 from rlpt.frames import Framed
-from rlpt.mismatch import PREFIX, Extremes, finished
+from rlpt.guards import PREFIX
+from rlpt.mismatch import Extremes, finished
 from rlpt.objective import next_token_loss
 from rlpt.optim import learning_rate, set_learning_rate
 from rlpt.policy.load import local

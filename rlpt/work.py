@@ -11,7 +11,7 @@ from rlpt import dist
 from rlpt.config import RunConfig
 from rlpt.critic import Critic
 from rlpt.frames import Framer
-from rlpt.mismatch import ROUNDING
+from rlpt.guards import ROUNDING
 from rlpt.policy.foreign import encoded, foreign
 from rlpt.policy.load import Blueprint, copy_weights
 from rlpt.policy.policy import Policy

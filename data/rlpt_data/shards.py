@@ -9,7 +9,7 @@ Folders are immutable; annotations are sidecar files.
 import bisect
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ __all__ = [
     "ShardFolder",
     "Split",
     "Thought",
+    "digest_file",
     "token_bytes",
     "verify_folder",
 ]
@@ -241,9 +242,13 @@ class ShardFolder:
 
     def encode(self, text: str) -> UInt32[np.ndarray, " T"]:
         """Ids of ``text`` as the shard encodes it: plain text, nothing in it is special."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[UInt32[np.ndarray, " T"]]:
+        """Ids of every text, as ``encode`` gives them."""
         from rlpt_data.tokenizer import PlainTokenizer
 
-        return PlainTokenizer.cached(self.tokenizer_path).encode([text])[0]
+        return PlainTokenizer.cached(self.tokenizer_path).encode(texts)
 
     def shard_files(self) -> dict[str, str]:
         """Every file with documents and its checksum."""

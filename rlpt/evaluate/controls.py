@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from rlpt import rng
-from rlpt.evaluate.records import NULL, OWN, WRONG, WRONG_NO_THINK
+from rlpt.evaluate.records import GREEDY, NULL, OWN, WRONG, WRONG_NO_THINK
 from rlpt.observe import Control
 from rlpt.types import Branch, Markers, Prompt, bare_branch, thought_branch
 from rlpt_data.strict import UserError
@@ -56,6 +56,19 @@ def _agreement(left: Int[np.ndarray, " A"], right: Int[np.ndarray, " B"]) -> int
     return int(differ[0]) if len(differ) else width
 
 
+def check(prompts: Sequence[Prompt], controls: Sequence[Control]) -> None:
+    """Raises UserError where a control cannot be had: before a thought is sampled, not after."""
+    if "other_document" in controls and len({prompt.trunk.document for prompt in prompts}) < 2:
+        raise lonely()
+
+
+def lonely() -> UserError:
+    return UserError(
+        "evaluation.controls: other_document needs held-out prompts of two documents; "
+        "raise evaluation.prompts, hold out more documents or leave the control out"
+    )
+
+
 class Partners:
     """For every prompt another one of another document, of the same domain where there is one."""
 
@@ -70,10 +83,7 @@ class Partners:
         """Raises UserError where all prompts are of one document."""
         found = self._search(index, "other_document", other_text=False)
         if found is None:
-            raise UserError(
-                "evaluation.controls: other_document needs held-out prompts of two documents; "
-                "raise evaluation.prompts, hold out more documents or leave the control out"
-            )
+            raise lonely()
         return found
 
     def other_continuation(self, index: int) -> int | None:
@@ -110,6 +120,8 @@ class Lineup:
     neutral_ids: Sequence[int]
     controls: Sequence[Control]
     seed: int
+    greedy: Sequence[Int[np.ndarray, " _"]] = ()
+    """The thought at temperature 0 of every prompt; empty where none was asked for."""
 
     def branches(self, index: int) -> dict[tuple[str, int], Branch]:
         """Branches of prompt ``index`` by (frame, sample); frames that no thought enters have
@@ -129,6 +141,8 @@ class Lineup:
     def _shared(self, index: int) -> dict[tuple[str, int], Branch]:
         prompt = self.prompts[index]
         lineup: dict[tuple[str, int], Branch] = {}
+        if self.greedy:
+            lineup[GREEDY, ANY_SAMPLE] = thought_branch(prompt, self.markers, self.greedy[index])
         if "empty" in self.controls:
             lineup["empty", ANY_SAMPLE] = thought_branch(prompt, self.markers, [])
         if NULL in self.controls:

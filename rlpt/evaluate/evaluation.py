@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from rlpt import dist
 from rlpt.evaluate.bits_per_byte import WindowRecord, measure_windows
-from rlpt.evaluate.continuation import Engine, Procedure, Scorer, measure
+from rlpt.evaluate.continuation import Engine, Keep, Procedure, Scorer, afresh, measure
+from rlpt.evaluate.leak import Leak, leak
+from rlpt.evaluate.paired import bits_change, change
+from rlpt.evaluate.quantities import Resampling
 from rlpt.evaluate.records import Record
-from rlpt.evaluate.summary import Resampling, bits_change, change, summarise
+from rlpt.evaluate.summary import summarise
 from rlpt.types import Prompt, Trunk
 
 
@@ -40,15 +43,30 @@ def evaluate(
     *,
     compute_dtype: Literal["float32", "bfloat16"] = "float32",
     unbanned: Scorer | None = None,
+    keep: Keep = afresh,
 ) -> Evaluation:
     """Evaluate on ``prompts`` and, for bits per byte, on ``trunks``; both lists are global, the
     result is on all ranks.
     """
-    records = measure(scorer, engine, prompts, procedure, world, unbanned)
-    windows = measure_windows(scorer, trunks, world, procedure.batch)
-    return Evaluation(
-        records, windows, summarise(records, windows, resampling, compute_dtype), resampling
-    )
+    records = measure(scorer, engine, prompts, procedure, world, unbanned, keep)
+    windows = keep("windows", lambda: measure_windows(scorer, trunks, world, procedure.batch))
+    leaked = leak_of(engine, prompts, procedure, world, keep)
+    summary = summarise(records, windows, resampling, compute_dtype, leaked)
+    return Evaluation(records, windows, summary, resampling)
+
+
+def leak_of(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    procedure: Procedure,
+    world: dist.World,
+    keep: Keep = afresh,
+) -> Leak | None:
+    """The leak test on the first prompts; None where it is not asked for, or no thought may be longer than nothing."""
+    chosen = prompts[: procedure.leak_prompts]
+    if not chosen or procedure.budget == 0:
+        return None
+    return keep("leak", lambda: leak(engine, chosen, procedure, world))
 
 
 def headline(before: Evaluation, after: Evaluation) -> dict[str, Any]:
@@ -72,4 +90,4 @@ def headline(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     if before.windows:
         moved = bits_change(before.windows, after.windows, after.resampling)
         table["bits_per_byte_change"] = moved.as_dict()
-    return table | {name: last[name] for name in ("null", "wrong_target") if name in last}
+    return table | {name: last[name] for name in ("null", "wrong_target", "leak") if name in last}

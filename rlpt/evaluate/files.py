@@ -3,15 +3,16 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import zstandard
 
-from rlpt.evaluate.bits_per_byte import WindowRecord
 from rlpt.evaluate.evaluation import Evaluation
-from rlpt.evaluate.records import Record
-from rlpt.evaluate.summary import Resampling
+from rlpt.evaluate.plain import plain, restored
+from rlpt.evaluate.quantities import Resampling
+from rlpt_data.strict import UserError
+
+WHOLE, CLOCK = "evaluation.json.zst", "seconds.json"
+"""Of a job's evaluation: all of it, and what every part of it took."""
 
 
 def path_of(run_dir: Path, step: int) -> Path:
@@ -22,8 +23,8 @@ def save(path: Path, evaluation: Evaluation) -> None:
     """Floats are written so that they read back bit for bit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     table = {
-        "records": [_plain(asdict(record)) for record in evaluation.records],
-        "windows": [asdict(window) for window in evaluation.windows],
+        "records": plain(evaluation.records),
+        "windows": plain(evaluation.windows),
         "summary": evaluation.summary,
         "resampling": asdict(evaluation.resampling),
     }
@@ -33,23 +34,16 @@ def save(path: Path, evaluation: Evaluation) -> None:
 
 
 def load(path: Path) -> Evaluation:
-    """What `save` wrote."""
-    table = json.loads(zstandard.decompress(path.read_bytes()))
-    records = [_record(row) for row in table["records"]]
-    windows = [WindowRecord(**row) for row in table["windows"]]
+    """What `save` wrote. Raises UserError for a damaged file, or one of a version whose records had fewer fields."""
+    try:
+        table = json.loads(zstandard.decompress(path.read_bytes()))
+    except (ValueError, zstandard.ZstdError) as error:
+        raise UserError(
+            f"{path}: damaged: {error}; remove it, an evaluation job makes it again, a run does not"
+        ) from error
+    if isinstance(table["records"], list):
+        raise UserError(
+            f"{path}: was written by an earlier version; finish its run with that one, or start over in another folder"
+        )
+    records, windows = restored(table["records"]), restored(table["windows"])
     return Evaluation(records, windows, table["summary"], Resampling(**table["resampling"]))
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    arrays = {name: value.tolist() for name, value in row.items() if isinstance(value, np.ndarray)}
-    return row | arrays | {"logp": {frame: logp.tolist() for frame, logp in row["logp"].items()}}
-
-
-def _record(row: dict[str, Any]) -> Record:
-    table = dict(row)
-    for name in ("continuation_ids", "thought_ids"):
-        table[name] = np.array(row[name], dtype=np.int64)
-    table["logp"] = {
-        frame: np.array(values, dtype=np.float32) for frame, values in row["logp"].items()
-    }
-    return Record(**table)

@@ -1,205 +1,224 @@
-"""`rlpt eval`: a checkpoint or model folder over held-out shards -> eval.json, prompts.parquet."""
+"""`rlpt eval`: policies over held-out shards -> eval.json and prompts.parquet each, ladder.json over all of them.
 
-import json
-from collections.abc import Callable, Sequence
+torchrun --nproc-per-node N -m rlpt.evaluate.job CONFIG [--set k=v]...      or      rlpt eval CONFIG
+
+Every rung at every seed is evaluated in parts that are kept, so that a job that was killed goes on, and finished ones
+are taken as they are. The table over all of them is made from their files.
+"""
+
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlpt import checkpoint, dist
 from rlpt.agreement import Trial
-from rlpt.config import (
-    EvalJobConfig,
-    PolicyConfig,
-    PromptConfig,
-    RunConfig,
-    ThoughtConfig,
-    longest_branch,
-)
-from rlpt.evaluate.continuation import Procedure
-from rlpt.evaluate.continuation import Scorer as ScorerLike
-from rlpt.evaluate.evaluation import Evaluation, evaluate
+from rlpt.config import longest_branch
+from rlpt.console import progress
+from rlpt.evaluate import files, ladder
+from rlpt.evaluate.bits_per_byte import measure_windows
+from rlpt.evaluate.continuation import measure
+from rlpt.evaluate.evaluation import Evaluation, leak_of
+from rlpt.evaluate.parts import Parts, Shard
+from rlpt.evaluate.plot import check_installed, draw
 from rlpt.evaluate.records import write_parquet
-from rlpt.evaluate.summary import Resampling, Unit
+from rlpt.evaluate.rungs import Ladder, Rung, climbed, place, plan, tasks
+from rlpt.evaluate.spending import thinking
+from rlpt.evaluate.subject import Questions, Subject, answered, decoder, questions
+from rlpt.jobs import EvalJobConfig, Task
 from rlpt.policy import load
-from rlpt.policy.scoring import Scorer
-from rlpt.prompts import held_out, held_out_windows
+from rlpt.policy.policy import Policy
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
 from rlpt.rollout.start import open_engine
-from rlpt.runlog import read_config
-from rlpt.types import Markers
+from rlpt.runlog import write_json
 from rlpt_data.shards import ShardFolder
-from rlpt_data.strict import Strict, UserError, parse
-
-Decode = Callable[[Sequence[int]], str]
-
-NEUTRAL_TEXT = " ."
-"""The filler control repeats the tokens of this: they mean nothing and occur everywhere."""
-
-
-class Subject(NamedTuple):
-    """What is evaluated."""
-
-    scorer: ScorerLike
-    engine: Engine
-    markers: Markers
-    unbanned: ScorerLike | None = None
-    """A scorer of the same policy that keeps the markers in the softmax, for the opener mass."""
-
-
-def run(config: EvalJobConfig) -> dict[str, Any]:
-    """Evaluate, write the files on rank 0, and return the headline numbers with the paths."""
-    config = resolved(config)
-    folder = ShardFolder.open(config.shards)
-    with dist.world() as world:
-        subject = open_subject(config, folder, world)
-        try:
-            found = evaluate_subject(config, folder, subject, world)
-        finally:
-            subject.engine.close()
-        if world.is_main:
-            _write(config, folder, found)
-    return {
-        **{name: found.summary[name] for name in _HEADLINE if name in found.summary},
-        "eval": str(config.out_dir / "eval.json"),
-        "records": str(config.out_dir / "prompts.parquet"),
-    }
-
 
 _HEADLINE = (
-    "verdict",
-    "verdict_reasons",
-    "gain_heldout",
-    "controls",
-    "null",
-    "wrong_target",
-    "bits_per_byte",
-    "next_token_accuracy_no_think",
-    "next_token_accuracy_thought",
+    *("verdict", "verdict_reasons", "gain_heldout", "controls", "null", "wrong_target", "leak"),
+    *("bits_per_byte", "next_token_accuracy_no_think", "next_token_accuracy_thought"),
 )
+WHOLE: Shard = (1, 1)
 
 
-_OF_A_RUN = {"policy": PolicyConfig, "prompts": PromptConfig, "thought": ThoughtConfig}
-"""What a job takes from the run behind its checkpoint where it gives none of its own."""
+def run(config: EvalJobConfig, shard: Shard = WHOLE) -> dict[str, Any]:
+    """Evaluate all rungs, write the files on rank 0, and return the headline numbers with the paths, or the ladder.
 
-
-def resolved(config: EvalJobConfig) -> EvalJobConfig:
-    """With policy, prompts and thought filled in: the config's own, else the run's, else the defaults.
-
-    The policy computes in float32 whatever it trained in: bf16 noise is larger than many gains.
+    ``shard`` (1 of n, ...) computes its part of the prompts alone and leaves the table to a job without one. Raises
+    UserError, before any model is loaded, for what cannot be evaluated.
     """
-    blank: dict[str, Any] = {"prompts": PromptConfig(), "thought": ThoughtConfig()}
-    known = blank if config.run is None else _of_run(config.run)
-    own = {name: getattr(config, name) for name in _OF_A_RUN}
-    parts = known | {name: part for name, part in own.items() if part is not None}
-    # One job, however many ranks: the groups of replicas are the run's own affair.
-    parts["policy"] = parts["policy"].model_copy(update={"compute_dtype": "float32", "replicas": 1})
-    return config.model_copy(update=parts)
+    folder = ShardFolder.open(config.shards)
+    climb = climbed(config, folder)
+    if len(climb.rungs) > 1 and config.figure != "none":
+        check_installed(config.figure)
+    with dist.world() as world, closing(Bench(config, folder, climb, world)) as bench:
+        for rung, out, task in tasks(config, climb, folder, world):
+            if not _finished(out, task, world):
+                _evaluate(bench, rung, out, task, shard)
+        if shard != WHOLE:
+            return {"out_dir": str(config.out_dir), "shard": f"{shard[0]}/{shard[1]}"}
+        found = _concluded(config, climb, folder) if world.is_main else {}
+        return dist.gathered(found, world)[0]
 
 
-def _of_run(reference: str) -> dict[str, Strict]:
-    path = checkpoint.find(reference).parent.parent / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path}: absent, so the checkpoint's policy is unknown; restore the file")
-    table = read_config(path)
-    if absent := [name for name in _OF_A_RUN if name not in table]:
-        raise UserError(f"{path}: has no {absent[0]!r}, so it is no run's; restore the file")
-    return {
-        name: parse(model, table[name], f"{path} [{name}]") for name, model in _OF_A_RUN.items()
-    }
+class Bench:
+    """The policy and the engine in hand. Rungs of one run share them: only the weights change."""
+
+    def __init__(
+        self, config: EvalJobConfig, folder: ShardFolder, climb: Ladder, world: dist.World
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.climb = climb
+        self.world = world
+        self.rung: Rung | None = None
+        """Whose weights are in hand, whatever its name and budget."""
+        self.policy: Policy | None = None
+        self.engine: Engine | None = None
+        self.version = 0
+
+    def plan(self, rung: Rung) -> load.Blueprint:
+        return plan(rung.policy, self.config, self.climb.prompts, self.climb.thought, self.folder)
+
+    def at(self, rung: Rung, task: Task) -> Subject:
+        """The subject of a rung, its weights loaded and published. Collective."""
+        made = self.plan(rung)
+        if self.rung is None or replace(rung, name="", budget=None) != self.rung:
+            self._load(rung, made)
+            self._publish(Trial(task, self.folder, made, self.world))
+        assert self.policy is not None
+        assert self.engine is not None
+        markers, tokens = made.vocabulary.markers, task.evaluation.batch_tokens
+        return Subject.of(self.policy, self.engine, markers, self.world, tokens)
+
+    def _load(self, rung: Rung, made: load.Blueprint) -> None:
+        alike = self.rung is not None and self.rung.policy == rung.policy
+        if not (alike and rung.checkpoint is not None):
+            self.close()
+            self.policy = load.load(rung.policy, made, self.world, self.config.seed)
+        assert self.policy is not None
+        if rung.checkpoint is not None:
+            tokenizer = str(self.folder.manifest.tokenizer_hash)
+            checkpoint.load_weights(rung.checkpoint, self.policy, tokenizer)
+        self.rung = replace(rung, name="", budget=None)
+
+    def _publish(self, trial: Trial) -> None:
+        """The weights to the engine, which is started if need be; both paths of numbers are tried first."""
+        assert self.policy is not None
+        if self.engine is None:
+            trial.layout(self.policy)
+            config, climb = self.config, self.climb
+            self.engine = open_engine(
+                *(config.engine, trial.cfg.policy, trial.plan, climb.thought),
+                *(longest_branch(climb.prompts, climb.thought), str(self.folder.manifest.tokenizer_hash)),
+                *(config.out_dir / "engine", config.seed, self.world),
+            )  # fmt: skip
+        sync.publish(self.policy, self.engine, self.version)
+        self.version += 1
+        if not self.engine.is_reference:
+            trial.engine(self.engine, self.policy)
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = self.policy = self.rung = None
 
 
-def open_subject(config: EvalJobConfig, folder: ShardFolder, world: dist.World) -> Subject:
-    """Load the policy of a `resolved` configuration, with the checkpoint's weights if any."""
-    assert config.policy, "resolve the configuration first"
-    assert config.thought, "resolve the configuration first"
-    assert config.prompts, "resolve the configuration first"
-    longest = longest_branch(config.prompts, config.thought)
-    window = max(longest, config.evaluation.longest_window)
-    plan = load.blueprint(config.policy, folder, window, config.prompts.frame)
-    policy = load.load(config.policy, plan, world, config.seed)
-    if config.run is not None:
-        tokenizer = str(folder.manifest.tokenizer_hash)
-        checkpoint.load_weights(checkpoint.find(config.run), policy, tokenizer)
-    markers, tokens = plan.vocabulary.markers, config.evaluation.batch_tokens
-    trial = Trial(config, folder, plan, world)
-    trial.layout(policy)
-    engine = open_engine(
-        *(config.engine, config.policy, plan, config.thought, longest),
-        *(str(folder.manifest.tokenizer_hash), config.out_dir / "engine", config.seed, world),
+def _finished(out: Path, task: Task, world: dist.World) -> bool:
+    """Whether a folder has this very evaluation. Collective; raises UserError where it has another."""
+    parts = Parts(out, task, world)
+    return dist.gathered(parts.finished, world)[0]
+
+
+def _evaluate(bench: Bench, rung: Rung, out: Path, task: Task, shard: Shard) -> None:
+    """One task, from its parts as far as there are some. Collective."""
+    # Before the weights: what cannot be asked is refused at once.
+    asked = questions(task, bench.folder, bench.plan(rung).vocabulary.markers)
+    subject = bench.at(rung, task)
+    own = replace(
+        asked.procedure, purpose=task.purpose, budget=task.budget_tokens, chunk=task.chunk_prompts
     )
-    try:
-        sync.publish(policy, engine, 0)
-        if not engine.is_reference:
-            trial.engine(engine, policy)
-    except BaseException:
-        engine.close()
-        raise
-    scorer, unbanned = (Scorer(policy, banned, world, tokens) for banned in (markers.ids, ()))
-    return Subject(scorer, engine, markers, unbanned)
+    asked = asked._replace(procedure=own)
+    total = _steps(asked, shard)
+    title = rung.name if task.seed == task.policy_seed else f"{rung.name}, seed {task.seed}"
+    with progress(title, total, 0, bench.world.is_main) as report:
+        parts = Parts(out, task, bench.world, report, shard)
+        if shard != WHOLE:
+            _part(asked, subject, parts, bench.world)
+            return
+        found = answered(asked, subject, bench.world, parts)
+    if bench.world.is_main:
+        spent = thinking(asked.prompts, found.records, bench.plan(rung).config)
+        summary = found.summary | {"thinking": spent}
+        _write(out, task, bench.folder, replace(found, summary=summary), parts)
+    dist.barrier(bench.world)
 
 
-def evaluate_subject(
-    config: EvalJobConfig | RunConfig, folder: ShardFolder, subject: Subject, world: dist.World
-) -> Evaluation:
-    """The evaluation that ``config`` describes, of a policy that is already loaded."""
-    cfg, split = config.evaluation, folder.split(config.evaluation.split)
-    assert config.prompts, "resolve the configuration first"
-    prompts = held_out(
-        split, config.prompts, subject.markers, cfg.prompts, config.seed, cfg.domains
+def _steps(asked: Questions, shard: Shard) -> int:
+    """Parts of a job: of every chunk thoughts, greedy ones where they are asked for and, of its own, records; then the
+    first shard has windows and the leak test."""
+    (number, count), procedure = shard, asked.procedure
+    assert procedure.chunk is not None
+    chunks = -(-len(asked.prompts) // procedure.chunk)
+    leaks = procedure.leak_prompts > 0 and procedure.budget != 0
+    own = len(range(number - 1, chunks, count))
+    return chunks * (1 + procedure.greedy) + own + (number == 1) * (1 + leaks)
+
+
+def _part(asked: Questions, subject: Subject, parts: Parts, world: dist.World) -> None:
+    """A shard's part: all thoughts, which controls of other documents need, and the records of its own prompts."""
+    measure(
+        *(subject.scorer, subject.engine, asked.prompts, asked.procedure, world),
+        *(subject.unbanned, parts),
     )
-    windows = (
-        held_out_windows(
-            split, cfg.bits_per_byte_tokens, cfg.bits_per_byte_documents, config.seed, cfg.domains
-        )
-        if cfg.bits_per_byte_documents
-        else []
-    )
-    procedure = Procedure(
-        subject.markers,
-        neutral_ids(folder),
-        cfg.thoughts,
-        cfg.controls,
-        config.seed,
-        cfg.batch_documents,
-    )
-    resampling = Resampling(unit_of(folder.manifest.split_by), cfg.bootstrap, config.seed)
-    return evaluate(
-        *(subject.scorer, subject.engine, prompts, windows, procedure, resampling, world),
-        unbanned=subject.unbanned,
-    )
+    if parts.shard[0] == 1:
+        batch = asked.procedure.batch
+        parts("windows", lambda: measure_windows(subject.scorer, asked.windows, world, batch))
+        leak_of(subject.engine, asked.prompts, asked.procedure, world, parts)
 
 
-def neutral_ids(folder: ShardFolder) -> tuple[int, ...]:
-    """Ids of the filler text in the shard's own encoding."""
-    return tuple(int(i) for i in folder.encode(NEUTRAL_TEXT))
-
-
-def unit_of(split_by: str) -> Unit:
-    """The bootstrap unit of a split: domains where whole ones were held out, else documents."""
-    return "domain" if split_by == "domain" else "document"
-
-
-def decoder(folder: ShardFolder) -> Decode:
-    """Ids -> text for people to read, byte for byte; ids without text (markers) read as nothing."""
-    token_bytes = folder.token_bytes()
-
-    def decode(ids: Sequence[int]) -> str:
-        known = (token_bytes[index] for index in ids if index < len(token_bytes))
-        return b"".join(known).decode("utf-8", errors="replace")
-
-    return decode
-
-
-def _write(config: EvalJobConfig, folder: ShardFolder, found: Evaluation) -> None:
-    out: Path = config.out_dir
-    out.mkdir(parents=True, exist_ok=True)
+def _write(out: Path, task: Task, folder: ShardFolder, found: Evaluation, parts: Parts) -> None:
+    """The files of one evaluation; eval.json last: with it the evaluation is finished."""
     write_parquet(out / "prompts.parquet", found.records, decoder(folder))
-    table = {
-        "config": config.model_dump(mode="json"),
-        "shards": folder.manifest.hash,
-        **found.summary,
+    files.save(out / files.WHOLE, found)
+    write_json(out / files.CLOCK, parts.seconds())
+    table = {"config": task.model_dump(mode="json"), "shards": task.shards, **found.summary}
+    write_json(out / "eval.json", table)
+    parts.remove()
+
+
+def _concluded(config: EvalJobConfig, climb: Ladder, folder: ShardFolder) -> dict[str, Any]:
+    """What the files of all tasks amount to."""
+    if len(climb.rungs) == len(config.all_seeds) == 1:
+        summary = files.load(config.out_dir / files.WHOLE).summary
+        return {
+            **{name: summary[name] for name in _HEADLINE if name in summary},
+            "eval": str(config.out_dir / "eval.json"),
+            "records": str(config.out_dir / "prompts.parquet"),
+        }
+    folders = {
+        rung.name: [place(config, climb, rung, seed) for seed in config.all_seeds]
+        for rung in climb.rungs
     }
-    temporary = out / "eval.json.tmp"
-    temporary.write_text(json.dumps(table, indent=1, allow_nan=False))
-    temporary.rename(out / "eval.json")
+    table = ladder.table(climb, folders, folder, config.all_seeds)
+    write_json(config.out_dir / "ladder.json", table)
+    drawn = None
+    if config.figure != "none":
+        drawn = draw(table, config.out_dir / f"gain_by_compute.{config.figure}")
+    return table | {
+        "ladder": str(config.out_dir / "ladder.json"),
+        "figure": drawn and str(drawn),
+    }
+
+
+def main() -> None:
+    """`python -m rlpt.evaluate.job CONFIG`: the command `rlpt eval`, for torchrun."""
+    import sys
+
+    from rlpt.cli import main as command_line
+
+    command_line(["eval", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -25,7 +25,7 @@ from rlpt.policy.markers import Vocabulary, read_tokenizer, same_text_tokenizer,
 from rlpt.policy.packing import Layout
 from rlpt.policy.policy import Policy
 from rlpt.templates import INLINE, ChatFrame, InlineFrame
-from rlpt_data.shards import ShardFolder
+from rlpt_data.shards import ShardFolder, digest_file
 from rlpt_data.strict import UserError
 
 Source = Callable[[str, torch.Size], Tensor]
@@ -81,9 +81,9 @@ def _described(cfg: PolicyConfig, shards: ShardFolder) -> tuple[Any, Vocabulary,
     own = read_tokenizer(cfg.path / "tokenizer.json")
     if not same_text_tokenizer(own, tokenizer):
         raise UserError(
-            f"policy.path = {cfg.path}: its tokenizer is not the one of the shards in {shards.path} "
-            f"(hash {shards.manifest.tokenizer_hash}); prepare shards with [tokenizer] kind = 'file', "
-            f"path = {str(cfg.path)!r}"
+            f"policy.path = {cfg.path}: its tokenizer is not the one of the shards in {shards.path} (hash "
+            f"{digest_file(cfg.path / 'tokenizer.json')}, theirs {shards.manifest.tokenizer_hash}); prepare shards "
+            f"with [tokenizer] kind = 'file', path = {str(cfg.path)!r}"
         )
     config = transformers.AutoConfig.from_pretrained(cfg.path)
     vocab = vocabulary(cfg, own, embedding_rows=config.vocab_size)

@@ -22,10 +22,11 @@ def head_logprob(
     target_R: Int[Tensor, " R"],
     banned: tuple[int, ...],
     temperature: float = 1.0,
+    entropy: bool = False,
 ) -> LogProb:
     """Log-probability of ``target_R`` at rows of hidden, ``banned`` ids outside the softmax; argmax beside it."""
     return linear_logprob(
-        hidden_MD, head.weight, target_R, rows=rows_R, banned=banned, argmax=True,
+        hidden_MD, head.weight, target_R, rows=rows_R, banned=banned, argmax=True, entropy=entropy,
         **_head(head, config, temperature),
     )  # fmt: skip
 

@@ -24,6 +24,13 @@ class RowScores(NamedTuple):
     argmax_R: Int[Tensor, " R"]
 
 
+class RowCertainty(NamedTuple):
+    """How sure the policy is at rows, fp32, whatever their targets. See `rlpt.types.Certainty`."""
+
+    entropy_R: Float[Tensor, " R"]
+    confidence_R: Float[Tensor, " R"]
+
+
 class Readout:
     """The head over the hidden states of one forward. Exists inside `Policy.forward` only."""
 
@@ -39,6 +46,16 @@ class Readout:
         )  # fmt: skip
         assert found.argmax is not None
         return RowScores(found.logp, found.argmax)
+
+    @torch.no_grad()
+    def certainty(self, kind: Rows) -> RowCertainty:
+        """Of rows whose targets are their likeliest ids, as `scores` gives them."""
+        found = head_logprob(
+            self._lm.lm_head, self._lm.config, self._hidden_MD, kind.hidden_R, kind.target_R, kind.banned,
+            kind.temperature, entropy=True,
+        )  # fmt: skip
+        assert found.entropy is not None
+        return RowCertainty(found.entropy, found.logp)
 
     def hidden(self, kind: Rows) -> Float[Tensor, "R D"]:
         """The states that predict rows."""

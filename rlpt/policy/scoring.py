@@ -1,14 +1,15 @@
 """Log-probabilities of given tokens, without gradient: the scorer behind rewards, baselines and evaluation."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from rlpt import dist
-from rlpt.policy.packing import Layout, Packed, pack, rows
-from rlpt.policy.policy import Policy, scores_of
-from rlpt.types import Branch, Scores, Trunk
+from rlpt.policy.packing import Layout, Packed, Rows, pack, rows
+from rlpt.policy.policy import Policy, Readout, RowCertainty, RowScores, scores_of
+from rlpt.types import Branch, Certainty, Scores, Trunk
 
 Pair = tuple[Trunk, Branch]
 Span = tuple[Trunk, int, int]
@@ -19,7 +20,7 @@ class Scorer:
 
     ``temperature`` is 1 for held-out text, and the one it was sampled at for what an engine sampled.
     ``tokens`` is the budget of one forward; it changes memory and speed, never a number beyond rounding. ``layout`` is
-    the policy's unless given.
+    the policy's unless given. With ``certainty`` every score has that of its first token: one more row of the head.
     Collective: under several ranks every rank calls it equally often; a rank that runs out of work joins with empty
     batches, because FSDP gathers parameters on all ranks at once.
     """
@@ -32,6 +33,7 @@ class Scorer:
         tokens: int,
         layout: Layout | None = None,
         temperature: float = 1.0,
+        certainty: bool = False,
     ) -> None:
         self.policy = policy
         self.layout: Layout = policy.layout if layout is None else layout
@@ -39,6 +41,7 @@ class Scorer:
         self.world = world
         self.tokens = tokens
         self.temperature = temperature
+        self.certainty = certainty
 
     def branches(self, pairs: Sequence[Pair]) -> list[Scores]:
         """Scores of ``branch.ids[branch.score_start:]`` given the trunk up to the cut and the rest of the branch."""
@@ -81,8 +84,26 @@ class Scorer:
         self, packed: Packed, hidden: list[np.ndarray], target: list[np.ndarray]
     ) -> list[Scores]:
         kind = rows(hidden, target, self.banned, self.world.device, self.temperature)
-        (scored,) = self.policy(packed, scores_of([kind]))
-        return split_scores(scored.logp_R, scored.argmax_R, [len(part) for part in target])
+        lengths = [len(part) for part in target]
+        if not self.certainty:
+            (scored,) = self.policy(packed, scores_of([kind]))
+            return split_scores(scored.logp_R, scored.argmax_R, lengths)
+        scored, sure = self.policy(packed, lambda readout: _with_certainty(readout, kind, lengths))
+        whole = split_scores(scored.logp_R, scored.argmax_R, lengths)
+        values = zip(whole, *(x.cpu().tolist() for x in sure), strict=True)
+        return [replace(scores, certainty=Certainty(*each)) for scores, *each in values]
+
+
+def _with_certainty(
+    readout: Readout, kind: Rows, lengths: Sequence[int]
+) -> tuple[RowScores, RowCertainty]:
+    """Scores of all rows, and the certainty of the first of every piece."""
+    assert min(lengths, default=1) > 0, "a piece without tokens has no first one"
+    scored = readout.scores(kind)
+    first = torch.tensor([0, *lengths[:-1]], device=scored.argmax_R.device).cumsum(0)
+    first = first[: len(lengths)]
+    likeliest = replace(kind, hidden_R=kind.hidden_R[first], target_R=scored.argmax_R[first])
+    return scored, readout.certainty(likeliest)
 
 
 def split_scores(

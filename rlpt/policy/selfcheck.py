@@ -51,6 +51,11 @@ def check_layout(
     """
     pairs = [pair for prompt in prompts for pair in _pairs(prompt, markers, budget)]
     shared, plain = (_found(policy, prompts, pairs, markers, world, how) for how in _LAYOUTS)
+    if plain.logp_R.isnan().any():
+        raise UserError(
+            "policy: its log-probabilities are NaN: the weights are damaged, or their training diverged; name another "
+            "checkpoint or folder"
+        )
     error = float((shared.logp_R - plain.logp_R).abs().max())
     turned = _distance(shared.gradients, plain.gradients, world)
     if not (error <= LARGEST_ERROR and turned <= GRADIENT_ERROR):

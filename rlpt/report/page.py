@@ -1,27 +1,36 @@
-"""Run -> HTML. Everything from the run goes through the template's escaping; only our own drawings
-are markup.
+"""Runs -> HTML. Everything from a run goes through the template's escaping; only our own drawings are
+markup, and only the page's own script may run: its hash stands in the content security policy.
 """
 
+import base64
+import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from rlpt.report import charts, tokens, words
-from rlpt.report.run import Run
-from rlpt.report.words import interval, number, signed
+import rlpt
+from rlpt.report import charts, clock, compared, curves, judged, results, rollouts, signs, words
+from rlpt.report.drawing import finite, sparkline
+from rlpt.report.evidence import data_cards, evidence
+from rlpt.report.run import Row, Run
+from rlpt.report.settings import Setting, beside_defaults, between
+from rlpt.report.words import duration, interval, number, signed
 
-Row = dict[str, Any]
-GROUPS_SHOWN = 6
-"""Prompts of the last dump; half as many of the first."""
+_STYLES = ("page.css", "browser.css")
+_SCRIPTS = ("rollouts.js", "drawing.js", "browse.js", "page.js")
 
 
-def render(run: Run) -> str:
-    """The whole page."""
+def render(runs: Sequence[Run]) -> str:
+    """The whole page: of one run its results, of several a comparison."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_file),
     )
     environment.filters |= {
         "number": number,
@@ -29,17 +38,84 @@ def render(run: Run) -> str:
         "interval": interval,
         "visible": lambda value: words.visible(str(value)),
     }
-    files = resources.files("rlpt.report")
-    template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
-    style = Markup((files / "page.css").read_text(encoding="utf-8"))
-    return template.render(style=style, **_context(run))
+    parts = _shared(runs) | (_of_one(runs[0]) if len(runs) == 1 else _of_several(runs))
+    template = environment.get_template("page.html.j2")
+    return template.render(**parts, sections=_sections(parts), **_frame())
 
 
-def _context(run: Run) -> Row:
+def _file(name: str) -> str:
+    return (resources.files("rlpt.report") / name).read_text(encoding="utf-8")
+
+
+def _frame() -> Row:
+    """Style and script, and the hash without which no browser runs the script."""
+    script = "\n".join(_file(name) for name in _SCRIPTS)
+    digest = hashlib.sha256(script.encode()).digest()
+    return {
+        "style": Markup("\n".join(_file(name) for name in _STYLES)),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(digest).decode(),
+        "version": rlpt.__version__,
+    }
+
+
+_SECTIONS = {
+    "results": "results",
+    "controls": "controls",
+    "rollouts": "thoughts",
+    "curves": "training",
+    "clocks": "time",
+    "mismatch": "engine",
+    "signs": "signs",
+    "data": "data",
+    "settings": "settings",
+    "evidence": "evidence",
+}
+_ANCHORS = {"curves": "training", "clocks": "time", "mismatch": "engine"}
+
+
+def _sections(parts: Row) -> list[tuple[str, str]]:
+    """(anchor, name) of what the page has."""
+    always = ("results", "data", "settings", "evidence")
+    return [
+        (_ANCHORS.get(part, part), text)
+        for part, text in _SECTIONS.items()
+        if part in always or parts.get(part)
+    ]
+
+
+def _shared(runs: Sequence[Run]) -> Row:
+    """What one run and several show alike."""
+    embedded = rollouts.embedded(runs)
+    return {
+        "several": len(runs) > 1,
+        "names": [run.name for run in runs],
+        "held_out": _drawn(charts.held_out(runs)),
+        "curves": _all_drawn(curves.curves(runs)),
+        "clocks": [_clock(run, len(runs) > 1) for run in runs if clock.time_totals(run)],
+        "parts": clock.PARTS,
+        "mismatch": _all_drawn(judged.mismatch(runs)),
+        "limits": judged.shared_limits(runs) is not None,
+        "alarms": [(run.name, *found) for run in runs if (found := judged.alarms(run))],
+        "signs": signs.signs(runs),
+        "sign_charts": _all_drawn(signs.charts(runs)),
+        "rollouts": embedded.text,
+        "scale": embedded.scale,
+        "data": [(run.name, data_cards(run)) for run in runs],
+        "settings": _settings(runs),
+        "setting_titles": [run.name for run in runs] if len(runs) > 1 else ["default", "this run"],
+        "evidence": [(run.name, evidence(run)) for run in runs],
+        "metrics": [(run.name, rows) for run in runs if (rows := _all_metrics(run))],
+        "configs": [(run.name, json.dumps(run.config, indent=2)) for run in runs],
+        "missing": _missing(runs),
+    }
+
+
+def _of_one(run: Run) -> Row:
     label, sentence = words.verdict(run)
     last = run.last_evaluation
-    cards, scale = _cards(run)
     return {
+        "title": f"{run.name}: {label}",
         "name": run.name,
         "label": label,
         # The hyphen that does not break: the headline is short.
@@ -47,24 +123,29 @@ def _context(run: Run) -> Row:
         "figures": words.figures(run),
         "expectation": words.expectation(run),
         "reasons": run.summary.get("verdict_reasons") or last.get("verdict_reasons") or [],
-        "tiles": tiles(run),
-        "ends": ends(run),
-        "held_out": _drawn(charts.held_out(run.evaluations)),
+        "tiles": results.tiles(run),
+        "ends": results.ends(run),
         "forest": _drawn(charts.forest(last)),
-        "controls": _control_rows(last),
-        "checks": _checks(last),
-        "curves": [Markup(svg) for svg in charts.curves(run.metrics)],
-        "stages": _stages(run),
+        "controls": results.control_rows(last),
+        "checks": results.checks(last),
+        "stages": results.stages(run),
         "thought": last.get("thought") or {},
         "lengths": _drawn(charts.lengths((last.get("thought") or {}).get("len_histogram") or [])),
-        "domains": _domains(last),
-        "cards": cards,
-        "scale": scale,
-        "metrics": _all_metrics(run),
-        "config": json.dumps(run.config, indent=2),
-        "environment": json.dumps(run.environment, indent=2),
+        "domains": results.domains(last),
         "evaluation": last.get("evaluation") or {},
-        "missing": _missing(run),
+    }
+
+
+def _of_several(runs: Sequence[Run]) -> Row:
+    columns, table = compared.measured(compared.table(runs))
+    return {
+        "title": "rlpt: " + ", ".join(run.name for run in runs),
+        "stages": [],
+        "columns": columns,
+        "table": table,
+        "side_by_side": _drawn(charts.side_by_side(runs)),
+        "control_titles": [words.CONTROLS[name][0] for name in compared.RIVALS],
+        "controls": compared.controls(runs),
     }
 
 
@@ -72,175 +153,41 @@ def _drawn(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)
 
 
-def tiles(run: Run) -> list[tuple[str, str, str]]:
-    """(what, figure, unit or remark) of the first row of the page; only what was measured."""
-    summary = run.summary
-    found = []
-    if summary.get("gain_change"):
-        found.append(
-            (
-                "Change of the gain",
-                signed(summary["gain_change"]["mean"]),
-                "nats per token, held out",
-            )
-        )
-    if summary.get("bits_per_byte_after"):
-        before = (summary.get("bits_per_byte_before") or {}).get("mean")
-        remark = f"without thought, {number(before)} before"
-        found.append(("Bits per byte", number(summary["bits_per_byte_after"]["mean"]), remark))
-    if summary.get("steps") is not None:
-        found.append(
-            ("Steps", number(summary["steps"]), f"in {words.duration(summary.get('wall_seconds'))}")
-        )
-    for kind, name in (("rollout", "Thoughts written"), ("train", "Tokens trained")):
-        rate = summary.get(f"{kind}_tokens_per_second")
-        if rate is not None:
-            found.append((name, number(float(rate), 0), "tokens per second"))
-    return found
+def _all_drawn(drawings: Sequence[str]) -> list[Markup]:
+    return [Markup(svg) for svg in drawings]
 
 
-def ends(run: Run) -> list[tuple[str, str, str, str]]:
-    """(quantity, before, after, change) of the summary table."""
-    summary = run.summary
-    rows = []
-    for title, name, change, sign in (
-        ("Gain, nats per token", "gain_heldout", "gain_change", True),
-        ("Bits per byte, without thought", "bits_per_byte", "bits_per_byte_change", False),
-    ):
-        pair = [interval(summary.get(f"{name}_{end}"), sign=sign) for end in ("before", "after")]
-        if summary.get(f"{name}_after"):
-            rows.append((title, *pair, interval(summary.get(change))))
-    gains = [summary.get(f"gain_heldout_{end}") or {} for end in ("before", "after")]
-    for title, key in (
-        ("Gain, nats per byte", "per_byte"),
-        ("Gain of the marginal over thoughts", "marginal_n"),
-    ):
-        if any(gain.get(key) is not None for gain in gains):
-            rows.append((title, *_moved([gain.get(key) for gain in gains], signed)))
-    for title, name in (
-        ("First token right, without thought", "next_token_accuracy_no_think"),
-        ("First token right, after a thought", "next_token_accuracy_thought"),
-    ):
-        values = [summary.get(f"{name}_{end}") for end in ("before", "after")]
-        if any(value is not None for value in values):
-            rows.append((title, *_moved(values, number)))
-    return rows
+def _clock(run: Run, small: bool) -> Row:
+    """Seconds and share of every part of a run's steps."""
+    totals = clock.time_totals(run)
+    whole = sum(totals.values()) or 1.0
+    return {
+        "name": run.name,
+        "drawing": _drawn(clock.step_time(run, small)),
+        "rows": [(duration(part), f"{100 * part / whole:.0f}%") for part in totals.values()],
+        "total": duration(sum(totals.values())),
+    }
 
 
-def _moved(values: list[float | None], show: Any) -> tuple[str, str, str]:
-    before, after = values
-    change = signed(after - before) if before is not None and after is not None else signed(None)
-    return show(before), show(after), change
-
-
-def _control_rows(summary: Row) -> list[tuple[str, str, str, str]]:
-    """(control, what it is, its gain, own minus control)."""
-    if "gain_heldout" not in summary:
-        return []
-    rows = [(*words.CONTROLS["own"], interval(summary["gain_heldout"]), "")]
-    for name, found in (summary.get("controls") or {}).items():
-        title, meaning = words.CONTROLS.get(name, (name, ""))
-        rows.append((title, meaning, interval(found["gain"]), interval(found["own_minus_control"])))
-    return rows
-
-
-def _checks(summary: Row) -> list[tuple[str, bool, str]]:
-    """(check, passed, figures) of the two controls that must come out one way."""
-    found = []
-    null, wrong = summary.get("null"), summary.get("wrong_target")
-    if null:
-        mean, limit, largest = (null[key] for key in ("mean", "limit", "max_abs"))
-        text = f"mean {mean:+.1e} nats per token, limit {limit:.0e}, largest {largest:.1e}"
-        found.append(
-            (
-                "null: the same number along two paths",
-                null["passes"],
-                text.replace("-", words.MINUS),
-            )
-        )
-    if wrong:
-        text = f"{interval(wrong)} nats per token; must not be above 0"
-        found.append(("wrong target: own thought, another text", wrong["passes"], text))
-    return found
-
-
-def _stages(run: Run) -> list[str]:
-    return [
-        str(name)
-        for name in dict.fromkeys(row.get("stage") for row in run.metrics)
-        if name is not None
-    ]
-
-
-def _domains(summary: Row) -> list[Row]:
-    """Rows of the table by domain; none where there is only one."""
-    blocks = summary.get("per_domain") or {}
-    if len(blocks) < 2:
-        return []
-    return [
-        {
-            "name": name or "(none)",
-            "prompts": block["prompts"],
-            "verdict": block["verdict"],
-            "gain": interval(block["gain_heldout"]),
-            "first": interval(block["first_token"]["gain"]),
-            "answer": interval(block["first_token"]["logp_thought"]),
-        }
-        for name, block in blocks.items()
-    ]
-
-
-def _cards(run: Run) -> tuple[list[tuple[str, list[tokens.Card]]], float]:
-    """Titled lists of cards, all coloured on one scale."""
-    chosen = [rows[:GROUPS_SHOWN] for rows in run.rollouts]
-    if len(chosen) > 1:
-        chosen[0] = chosen[0][: GROUPS_SHOWN // 2]
-    scale = tokens.scale_of([group for rows in chosen for group in rows])
-    titled = [
-        (f"Step {rows[0]['step']}", [tokens.card(group, scale) for group in rows])
-        for rows in reversed(chosen)
-    ]
-    return titled, scale
+def _settings(runs: Sequence[Run]) -> list[Setting] | None:
+    return between(runs) if len(runs) > 1 else beside_defaults(runs[0])
 
 
 def _all_metrics(run: Run) -> list[Row]:
     names = sorted({name for row in run.metrics for name in row} - {"step", "stage"})
     rows = []
     for name in names:
-        points = charts.finite(run.metrics, name)
-        if points:
+        if points := finite(run.metrics, name):
             values = [value for _, value in points]
-            line = Markup(charts.sparkline(values))
+            line = Markup(sparkline(values))
+            first, last = values[0], values[-1]
             rows.append(
-                {
-                    "name": name,
-                    "first": values[0],
-                    "last": values[-1],
-                    "steps": len(values),
-                    "line": line,
-                }
+                {"name": name, "first": first, "last": last, "steps": len(values), "line": line}
             )
     return rows
 
 
-def _missing(run: Run) -> list[str]:
-    """What the page cannot show, file by file and number by number."""
-    found = list(run.missing)
-    last = run.last_evaluation
-    for piece in ("controls", "null", "wrong_target", "bits_per_byte"):
-        if run.evaluations and not last.get(piece):
-            found.append(
-                f"last evaluation: no {piece}; it was switched off or could not be measured"
-            )
-    for piece in ("gain_heldout_before", "gain_heldout_after", "gain_change", "verdict"):
-        if run.summary and not run.summary.get(piece):
-            found.append(f"summary.json: no {piece}")
-    if any(group.get("no_think_logp") is None for rows in run.rollouts for group in rows):
-        found.append(
-            "rollouts: this reward scores no tokens without a thought, so nothing is coloured"
-        )
-    if len(run.evaluations) == 1:
-        found.append(
-            "evaluations.jsonl: a single evaluation, so nothing is said about before and after"
-        )
-    return found
+def _missing(runs: Sequence[Run]) -> list[str]:
+    """What the page cannot show; with several runs each line begins with its run."""
+    lines = [(run, line) for run in runs for line in results.missing(run)]
+    return [f"{run.name}: {line}" if len(runs) > 1 else line for run, line in lines]

@@ -1,14 +1,16 @@
 """Numbers and verdicts in plain words. Says no more than the numbers do."""
 
 import math
-import unicodedata
+import re
 from typing import Any
 
 from rlpt.report.run import Run
 
 MINUS = "\N{MINUS SIGN}"
-_HIDING = frozenset(
-    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+_SPELLED_OUT = re.compile(
+    # Control characters but tab and newline, halves of surrogate pairs, and what turns or hides text.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
+    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 )
 
 CONTROLS = {
@@ -25,13 +27,7 @@ def visible(text: str) -> str:
     """Text as it can safely be read: control characters and those that reverse the line are spelled
     out.
     """
-    return "".join(
-        _spelled(c) if c in _HIDING or unicodedata.category(c) in ("Cc", "Cs") else c for c in text
-    )
-
-
-def _spelled(character: str) -> str:
-    return character if character in "\n\t" else f"\\u{ord(character):04x}"
+    return _SPELLED_OUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def number(value: float | int | None, digits: int = 3) -> str:

@@ -57,6 +57,8 @@ class RewardBase(Strict):
 
     predicts: ClassVar[bool] = True
     """Whether the policy writes a prediction after the closer."""
+    within_text: ClassVar[bool] = True
+    """Whether a prediction longer than the held-out text could not be compared with it."""
 
     @property
     def signed(self) -> bool:

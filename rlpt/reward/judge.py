@@ -6,7 +6,7 @@ remembered: dynamic sampling looks at rewards before the step that is rewarded, 
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -27,6 +27,8 @@ from rlpt_data.strict import UserError
 Positive = Annotated[int, Field(ge=1)]
 REMEMBERED = 65_536
 """Most verdicts in memory, a digest and a score each: more than a step has on one rank."""
+CALLS = 32
+"""Calls whose rollouts count in the share without a verdict: one call alone may be of a single group."""
 
 
 class JudgeReward(RewardBase):
@@ -57,7 +59,7 @@ class JudgeReward(RewardBase):
     max_answer_tokens: Positive = 1024
     """Room for what the judge writes before its verdict."""
     max_failed_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    """Rollouts without a verdict, of a rank's share of a step, above which the run ends."""
+    """Rollouts without a verdict, of those of a rank's last calls, above which the run ends."""
 
     @field_validator("address")
     @classmethod
@@ -160,6 +162,8 @@ class Judge:
     """Question -> answer; raises UnansweredError."""
     remembered: dict[str, Verdict] = field(default_factory=dict)
     """By the key of a pair, the oldest first."""
+    calls: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=CALLS - 1))
+    """Of the last calls: rollouts, and those without a verdict."""
 
     @cached_property
     def _token_bytes(self) -> Sequence[bytes]:
@@ -190,23 +194,25 @@ class Judge:
         return Pair(prediction.decode(errors="replace"), gold.decode(errors="replace"))
 
     def _verdicts(self, counts: Counter[Pair], total: int) -> dict[Pair, Verdict]:
-        """Of every pair, asked once. Raises FaultError as soon as too many of ``total`` rollouts have none."""
+        """Of every pair, asked once. Raises FaultError as soon as too many have none, of the ``total`` rollouts and
+        those of the calls before."""
         keys = {pair: pair.key for pair in counts}
         found = {p: self.remembered[key] for p, key in keys.items() if key in self.remembered}
-        lost = 0
+        lost, before, lost_before = 0, *map(sum, zip(*self.calls, (0, 0), strict=True))
         with ThreadPoolExecutor(self.cfg.concurrency) as pool:
             asked = {pool.submit(self._verdict, p): p for p in counts if p not in found}
             for done in as_completed(asked):
                 pair, verdict = asked[done], done.result()
                 found[pair] = verdict
                 lost += counts[pair] * (verdict.lost is not None)
-                if lost > self.cfg.max_failed_share * total:
+                if lost + lost_before > self.cfg.max_failed_share * (total + before):
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise FaultError(
-                        f"reward judge at {self.cfg.address}: {lost} of {total} rollouts have no verdict, more than "
-                        f"max_failed_share = {self.cfg.max_failed_share:g} ({verdict.cause}); see to the judge, and "
-                        "repeat the command to go on from the last checkpoint"
+                        f"reward judge at {self.cfg.address}: {lost + lost_before} of {total + before} rollouts have "
+                        f"no verdict, more than max_failed_share = {self.cfg.max_failed_share:g} ({verdict.cause}); "
+                        "see to the judge, and repeat the command to go on from the last checkpoint"
                     )
+        self.calls.append((total, sum(counts[p] for p, v in found.items() if v.lost is not None)))
         self._remember({keys[pair]: verdict for pair, verdict in found.items()})
         return found
 

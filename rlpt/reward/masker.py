@@ -30,7 +30,7 @@ where tokens do; has too few or too many tokens; stands too near an end of the p
 class MaskerConfig(Strict):
     """The policy chooses what it predicts: a group of proposals a paragraph, and a group of predictions a mask."""
 
-    instruction: Annotated[str, Field(min_length=1)]
+    instruction: Annotated[str, Field(pattern=r"\S")]
     """What asks for a proposal. In a chat the instruction in the place of `prompts.frame.instruction`; inline, where
     there is none, text between the paragraph and the thought."""
     min_tokens: Positive = 1

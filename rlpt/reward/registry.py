@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rlpt.reward.answer import AnswerReward
 from rlpt.reward.choice import ChoiceReward
 from rlpt.reward.form import FormReward
 from rlpt.reward.judge import JudgeReward
@@ -12,6 +13,12 @@ from rlpt.reward.match import MatchReward
 from rlpt.reward.overlap import OverlapReward
 
 RewardConfig = Annotated[
-    LikelihoodReward | MatchReward | OverlapReward | ChoiceReward | FormReward | JudgeReward,
+    LikelihoodReward
+    | MatchReward
+    | AnswerReward
+    | OverlapReward
+    | ChoiceReward
+    | FormReward
+    | JudgeReward,
     Field(discriminator="kind"),
 ]

@@ -27,11 +27,18 @@ class Engine(Protocol):
     """Whether it computes with the trainer's own code, so that its log-probabilities need no watching."""
 
     def submit(
-        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int | None = None
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        purpose: str,
+        budget: int | None = None,
+        *,
+        greedy: bool = False,
     ) -> list[Ticket]:
         """Ask for ``group_size`` rollouts of each prompt; the cuts of a document stand together.
 
-        Thoughts have up to ``budget`` tokens, at most `thought.budget_tokens`, which None stands for.
+        Thoughts have up to ``budget`` tokens, at most `thought.budget_tokens`, which None stands for. ``greedy``: at
+        temperature 0, so that one rollout is all there is.
         """
         ...
 

@@ -62,7 +62,13 @@ class Fleet:
         self._before: dict[str, float] = {}
 
     def submit(
-        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int | None = None
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        purpose: str,
+        budget: int | None = None,
+        *,
+        greedy: bool = False,
     ) -> list[str]:
         budget = budget or self.thought.budget_tokens
         tickets = [f"{self._session}.{self._number + p}" for p in range(len(prompts))]
@@ -76,7 +82,7 @@ class Fleet:
             for p in sorted(document, key=lambda p: prompts[p].cut):
                 self._asked[tickets[p]] = _Asked(prompts[p], seat, budget)
                 dealt.setdefault(seat.name, []).append(
-                    self._job(tickets[p], prompts[p], group_size, purpose, budget)
+                    self._job(tickets[p], prompts[p], group_size, purpose, budget, greedy)
                 )
         for seat in self.seats:
             if jobs := dealt.get(seat.name):
@@ -85,10 +91,11 @@ class Fleet:
         return tickets
 
     def _job(
-        self, ticket: str, prompt: Prompt, group_size: int, purpose: str, budget: int
+        self, ticket: str, prompt: Prompt, group_size: int, purpose: str, budget: int, greedy: bool
     ) -> wire.Job:
         key = rng.key(self.seed, purpose, *prompt.key)
-        return wire.job(ticket, prompt, group_size, key, budget, self.thought.prediction_tokens)
+        predicted = self.thought.prediction_tokens
+        return wire.job(ticket, prompt, group_size, key, budget, predicted, greedy)
 
     def collect(self, tickets: Sequence[str]) -> list[Group]:
         if self.version < 0:

@@ -50,7 +50,7 @@ class TransformersEngine:
         self.prompts_per_batch = prompts_per_batch
         self.device = device
         self.version = -1
-        self._queue: dict[str, tuple[Prompt, int, str, int]] = {}
+        self._queue: dict[str, tuple[Prompt, int, str, int, bool]] = {}
         self._asked = 0
 
     def publish(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -66,12 +66,18 @@ class TransformersEngine:
         self.version = version
 
     def submit(
-        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int | None = None
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        purpose: str,
+        budget: int | None = None,
+        *,
+        greedy: bool = False,
     ) -> list[str]:
         budget = budget or self.thought.budget_tokens
         tickets = [str(self._asked + p) for p in range(len(prompts))]
         self._asked += len(prompts)
-        jobs = ((prompt, group_size, purpose, budget) for prompt in prompts)
+        jobs = ((prompt, group_size, purpose, budget, greedy) for prompt in prompts)
         self._queue |= zip(tickets, jobs, strict=True)
         return tickets
 
@@ -79,9 +85,9 @@ class TransformersEngine:
         if self.version < 0:
             raise RuntimeError("collect: no weights were published to the engine")
         jobs = {ticket: self._queue.pop(ticket) for ticket in tickets}
-        kinds: dict[tuple[int, str, int], list[str]] = {}
-        for ticket, (_, group_size, purpose, budget) in jobs.items():
-            kinds.setdefault((group_size, purpose, budget), []).append(ticket)
+        kinds: dict[tuple[int, str, int, bool], list[str]] = {}
+        for ticket, (_, group_size, purpose, budget, greedy) in jobs.items():
+            kinds.setdefault((group_size, purpose, budget, greedy), []).append(ticket)
         found: dict[str, Group] = {}
         for kind, alike in kinds.items():
             groups = self._generate([jobs[ticket][0] for ticket in alike], *kind)
@@ -102,17 +108,18 @@ class TransformersEngine:
         self._queue.clear()
 
     def _generate(
-        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int
+        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int, greedy: bool
     ) -> list[Group]:
         groups: dict[int, Group] = {}
         for batch in batches(prompts, self.prompts_per_batch):
             chosen = [prompts[p] for p in batch]
-            groups |= zip(batch, self._decode(chosen, group_size, purpose, budget), strict=True)
+            found = self._decode(chosen, group_size, purpose, budget, greedy)
+            groups |= zip(batch, found, strict=True)
         return [groups[p] for p in range(len(prompts))]
 
     @torch.inference_mode()
     def _decode(
-        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int
+        self, prompts: Sequence[Prompt], group_size: int, purpose: str, budget: int, greedy: bool
     ) -> list[Group]:
         keys = [
             rng.key(self.seed, purpose, *prompt.key, g)
@@ -122,7 +129,9 @@ class TransformersEngine:
         made = TrunkDecoder if self.layout == "shared" else PaddedDecoder
         decoder: Decoder = made(self.lm, prompts, group_size, self.device)
         key_N = torch.tensor(keys, device=self.device)
-        thought = self.thought.model_copy(update={"budget_tokens": budget})
+        thought = self.thought.model_copy(
+            update={"budget_tokens": budget} | ({"temperature": 0.0} if greedy else {})
+        )
         decoding = Decoding(decoder, key_N, thought, self.markers).run()
         return decoding.groups(prompts, group_size, self.version)
 

@@ -92,7 +92,7 @@ class VLLMBackend:
         """Raises ValueError for ids and lengths that would kill the engine: it does not check them itself."""
         check_job(job, self.spec)
         self._groups[job.ticket] = _Group(job)
-        self._request(f"{job.ticket}/thought", job.ids, job.count, job.seed, job.budget)
+        self._request(f"{job.ticket}/thought", job.ids, job.count, job.seed, job.budget, job.greedy)
 
     def cancel(self, tickets: Iterable[str]) -> None:
         """Forget jobs; nothing comes of them."""
@@ -107,9 +107,12 @@ class VLLMBackend:
         found = [self._advance(output) for output in self._engine.step() if output.finished]
         return [finished for finished in found if finished is not None]
 
-    def _request(self, name: str, ids: Iterable[int], count: int, seed: int, tokens: int) -> None:
+    def _request(
+        self, name: str, ids: Iterable[int], count: int, seed: int, tokens: int, greedy: bool
+    ) -> None:
+        temperature = 0.0 if greedy else self.spec.temperature
         params = self._params(
-            n=count, seed=seed, max_tokens=tokens, temperature=self.spec.temperature, logprobs=0,
+            n=count, seed=seed, max_tokens=tokens, temperature=temperature, logprobs=0,
             flat_logprobs=True, detokenize=False, output_kind=self._final,
             stop_token_ids=[self.spec.closer], logit_bias={self.spec.opener: float("-inf")},
             # A model folder's end-of-text token is a token like others here: only the closer ends a thought.
@@ -141,7 +144,7 @@ class VLLMBackend:
             ids = [*job.ids, *thought.token_ids]
             closed = ids if ids[-1] == closer else [*ids, closer]
             seed = (job.seed ^ _PREDICTIONS) + g
-            self._request(f"{job.ticket}/{g}", closed, 1, seed, job.prediction)
+            self._request(f"{job.ticket}/{g}", closed, 1, seed, job.prediction, job.greedy)
 
     # ---- weights -------------------------------------------------------------------------------
 

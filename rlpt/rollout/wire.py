@@ -70,6 +70,8 @@ class Job(Strict):
     """Rollout g samples with seed + g."""
     budget: Positive
     prediction: Count = 0
+    greedy: bool = False
+    """At temperature 0 instead of the engine's own; then `count` is 1."""
 
 
 class Span(Strict):
@@ -174,7 +176,15 @@ class Publish(Strict):
     """Several calls make one publication; the engine stands still between them."""
 
 
-def job(ticket: str, prompt: Prompt, count: int, key: int, budget: int, prediction: int) -> Job:
+def job(
+    ticket: str,
+    prompt: Prompt,
+    count: int,
+    key: int,
+    budget: int,
+    prediction: int,
+    greedy: bool = False,
+) -> Job:
     """A request; the seed is the counter-based key of the group, cut to what engines take."""
     return Job(
         ticket=ticket,
@@ -183,6 +193,7 @@ def job(ticket: str, prompt: Prompt, count: int, key: int, budget: int, predicti
         seed=key & (2**62 - 1),
         budget=budget,
         prediction=prediction,
+        greedy=greedy,
     )
 
 

@@ -189,6 +189,19 @@ def test_more_than_the_share_without_a_verdict_ends_the_run(failures: int, ends:
     assert next(count) <= 5
 
 
+def test_a_call_of_one_group_is_judged_with_those_before_it() -> None:
+    """1 of 4 rollouts is more than a tenth; 1 of 16 and 2 of 20 are not, 3 of 24 are."""
+    reward = config(max_failed_share=0.1).build(Kit({}, MARKERS, True, lambda: TOKENS))
+    lost = question(Pair("a", GOLD), "prefix")
+    object.__setattr__(reward, "ask", lambda text: "?" if text == lost else "Score: 1")
+    reward([a_group([1], [1, 1], [1], [1, 1], epoch=n) for n in range(3)])
+    one_lost = [a_group([0], [1], [1], [1])]
+    for _ in range(2):
+        assert reward(one_lost).sums["reward/judge_rubbish"] == (1.0, 4.0)
+    with pytest.raises(FaultError, match="3 of 24 rollouts have no verdict"):
+        reward(one_lost)
+
+
 def test_a_question_that_stands_for_several_rollouts_is_lost_for_all_of_them() -> None:
     """One answer fails, and three rollouts of four have no verdict."""
     reward = config(max_failed_share=0.5).build(Kit({}, MARKERS, True, lambda: TOKENS))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rlpt import dist
+from rlpt.guards import coarser, mean_bound, verdict
 from rlpt.limits import HaltLimits, MismatchConfig, WarnLimits
-from rlpt.mismatch import coarser, finished, mean_bound, measured, raise_to, verdict
+from rlpt.mismatch import finished, measured, raise_to
 from rlpt.update import add, reduced
 
 

@@ -128,6 +128,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_local_tasks_write_the_bytes_of_our_own_workers(
     prepared: Callable[..., dict[str, str]],
 ) -> None:

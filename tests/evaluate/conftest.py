@@ -2,7 +2,10 @@
 out by hand.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,7 +14,17 @@ import torch
 from rlpt import rng
 from rlpt.dist import World
 from rlpt.evaluate.continuation import Procedure
-from rlpt.types import Branch, Group, Markers, Prompt, Rollout, Scores, Trunk, concat
+from rlpt.types import (
+    Branch,
+    Certainty,
+    Group,
+    Markers,
+    Prompt,
+    Rollout,
+    Scores,
+    Trunk,
+    concat,
+)
 
 NUM_TEXT_IDS = 6
 MARKERS = Markers(opener=6, closer=7)
@@ -47,14 +60,20 @@ class CountingScorer:
     def _score(self, target, thought, seam: float) -> Scores:
         weight = np.ones(NUM_TEXT_IDS)
         weight[list(set(thought))] = self.odds
-        logp = np.log(weight / weight.sum()) + seam
-        return Scores(logp[target].astype(np.float32), np.full(len(target), int(weight.argmax())))
+        share = weight / weight.sum()
+        logp = np.log(share) + seam
+        sure = Certainty(-float(share @ np.log(share)), float(np.log(share.max())))
+        likeliest = np.full(len(target), int(weight.argmax()))
+        return Scores(logp[target].astype(np.float32), likeliest, sure)
 
 
 class KeyedEngine:
     """Thoughts of 0 to 4 ids, drawn from the prompt's key, the purpose and the sample alone."""
 
-    def submit(self, prompts, group_size: int, purpose: str) -> list[str]:
+    def submit(
+        self, prompts, group_size: int, purpose: str, budget: int | None = None, *, greedy=False
+    ) -> list[str]:
+        purpose = "greedy" if greedy else purpose
         groups = [
             Group(
                 prompt,
@@ -145,3 +164,22 @@ class Tiny:
 @pytest.fixture
 def tiny() -> type[Tiny]:
     return Tiny
+
+
+@pytest.fixture(scope="session")
+def jobs() -> ModuleType:
+    """The module `tiny_jobs`: shards, run folders and jobs."""
+    spec = importlib.util.spec_from_file_location(
+        "tiny_jobs", Path(__file__).with_name("tiny_jobs.py")
+    )
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def shards_dir(jobs, tmp_path_factory) -> Path:
+    """Shards of 240 pages."""
+    return jobs.shards(tmp_path_factory.mktemp("eval"))

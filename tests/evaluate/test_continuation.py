@@ -52,7 +52,7 @@ def test_a_record_by_hand(tiny, procedure, world):
     assert first.logp["wrong_no_think"] == pytest.approx(np.log([1 / 6, 1 / 6]))
     assert first.logp["null"] == pytest.approx(first.logp["no_think"])
     # The likeliest id is 0 without a thought and 2, the true one, after it.
-    assert (first.first_correct_no_think, first.first_correct_thought) == (False, True)
+    assert (first.first_correct("no_think"), first.first_correct("own")) == (False, True)
 
     assert second.key == (0, "a", 43, 1)
     assert second.logp["own"] == pytest.approx(np.log([1 / 6, 1 / 6]))

@@ -6,92 +6,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rlpt import checkpoint, dist, runlog
-from rlpt.config import EvalJobConfig, PromptConfig, RunConfig, ThoughtConfig
-from rlpt.evaluate.job import decoder, neutral_ids, resolved, run, unit_of
-from rlpt.policy import load
-from rlpt_data.prepare import PrepareConfig, prepare
+from rlpt.config import PromptConfig, ThoughtConfig
+from rlpt.evaluate.job import run
+from rlpt.evaluate.rungs import climbed
+from rlpt.evaluate.subject import decoder, neutral_ids, unit_of
+from rlpt.jobs import EvalJobConfig
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError, parse
 
 
-@pytest.fixture(scope="module")
-def shards_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("eval")
-    (folder / "corpus").mkdir()
-    for n in range(240):
-        lines = [
-            f"Page {n} counts {k * n % 13} boats, then {k + n} </think> carts." for k in range(9)
-        ]
-        (folder / "corpus" / f"{n}.txt").write_text("\n\n".join(lines))
-    table = {
-        "out": str(folder / "shards"),
-        "without_decontamination": True,
-        "source": {"kind": "folder", "path": str(folder / "corpus")},
-        "tokenizer": {"kind": "bpe", "vocab_size": 300},
-    }
-    prepare(parse(PrepareConfig, table, "test"))
-    return folder / "shards"
-
-
-FRESH = {"layers": 1, "width": 16, "heads": 2, "mlp_width": 32, "init_std": 0.3}
-
-
-def saved_run(run_dir: Path, shards_dir: Path, compute_dtype: str) -> Path:
-    """A run folder with one checkpoint; its prompts and thoughts are not the defaults."""
-    table = {
-        "run_dir": str(run_dir),
-        "data": {"shards": str(shards_dir)},
-        "policy": {"fresh": FRESH, "compute_dtype": compute_dtype},
-        "prompts": {"context_tokens": 9, "min_context_tokens": 5, "horizon_tokens": 2},
-        "thought": {"budget_tokens": 2},
-        "stage": [{"name": "s", "kind": "next_token", "steps": 1, "documents_per_step": 1}],
-    }
-    cfg = parse(RunConfig, table, "test")
-    folder = ShardFolder.open(shards_dir)
-    progress = checkpoint.Progress(step=1, tokenizer=str(folder.manifest.tokenizer_hash))
-    with dist.world() as world:
-        policy = load.load(cfg.policy, load.blueprint(cfg.policy, folder, 100), world, seed=4)
-        checkpoint.save(run_dir, progress, {"policy": policy}, 1, world)
-    runlog.write_json(run_dir / "config.json", runlog.resolved(cfg))
-    return run_dir
-
-
-def job_of(run_dir: Path, shards_dir: Path, out: Path, **changed) -> EvalJobConfig:
-    """A job that leaves prompts and thoughts to the run."""
-    table = {
-        "run": f"{run_dir}@last",
-        "shards": str(shards_dir),
-        "out_dir": str(out),
-        "evaluation": {
-            "split": "train",
-            "prompts": 36,
-            "bootstrap": 40,
-            "bits_per_byte_documents": 4,
-        },
-    }
-    return parse(EvalJobConfig, table | changed, "test")
-
-
-def job(shards_dir: Path, out: Path, **changed) -> EvalJobConfig:
-    table = {
-        "policy": {"fresh": {"layers": 1, "width": 16, "heads": 2, "mlp_width": 32}},
-        "shards": str(shards_dir),
-        "out_dir": str(out),
-        "prompts": {"context_tokens": 24, "min_context_tokens": 4, "horizon_tokens": 3},
-        "thought": {"budget_tokens": 3},
-        "evaluation": {
-            "split": "train",
-            "prompts": 36,
-            "bootstrap": 40,
-            "bits_per_byte_documents": 4,
-        },
-    }
-    return parse(EvalJobConfig, table | changed, "test")
-
-
-def test_a_job_writes_its_files_and_returns_its_headline(shards_dir, tmp_path):
-    found = run(job(shards_dir, tmp_path / "out"))
+def test_a_job_writes_its_files_and_returns_its_headline(jobs, shards_dir, tmp_path):
+    found = run(jobs.job(shards_dir, tmp_path / "out"))
     table = json.loads((tmp_path / "out" / "eval.json").read_text())
     rows = pq.read_table(tmp_path / "out" / "prompts.parquet").to_pylist()
     assert len(rows) == 36 * 2
@@ -120,52 +45,51 @@ def texts(shards_dir: Path) -> dict[str, str]:
     return {d.document_id: d.text for d in ShardFolder.open(shards_dir).split("train")}
 
 
-def test_the_same_job_twice_gives_the_same_file(shards_dir, tmp_path):
-    first, second = (json.loads(_evaluated(shards_dir, tmp_path / name)) for name in "ab")
-    assert {**first, "config": None} == {**second, "config": None}
+def test_the_same_job_twice_gives_the_same_files(jobs, shards_dir, tmp_path):
+    for name in "ab":
+        run(jobs.job(shards_dir, tmp_path / name))
+    for file in ("eval.json", "prompts.parquet"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def _evaluated(shards_dir: Path, out: Path) -> str:
-    run(job(shards_dir, out))
-    return (out / "eval.json").read_text()
-
-
-def test_a_run_that_is_not_there_is_refused(shards_dir, tmp_path):
+def test_a_run_that_is_not_there_is_refused(jobs, shards_dir, tmp_path):
     with pytest.raises(UserError, match="no complete checkpoint"):
-        run(job(shards_dir, tmp_path, policy=None, run=f"{tmp_path}@last"))
+        run(jobs.job(shards_dir, tmp_path, policy=None, run=f"{tmp_path}@last"))
 
 
-def test_a_job_looks_at_test_whatever_else_its_evaluation_says(shards_dir, tmp_path):
-    assert job(shards_dir, tmp_path, evaluation={"prompts": 7}).evaluation.split == "test"
-    assert job(shards_dir, tmp_path, evaluation={"split": "dev"}).evaluation.split == "dev"
-    table = job(shards_dir, tmp_path).model_dump(mode="json", exclude={"evaluation"})
+def test_a_job_looks_at_test_whatever_else_its_evaluation_says(jobs, shards_dir, tmp_path):
+    assert jobs.job(shards_dir, tmp_path, evaluation={"prompts": 7}).evaluation.split == "test"
+    assert jobs.job(shards_dir, tmp_path, evaluation={"split": "dev"}).evaluation.split == "dev"
+    table = jobs.job(shards_dir, tmp_path).model_dump(mode="json", exclude={"evaluation"})
     assert parse(EvalJobConfig, table, "test").evaluation.split == "test"
 
 
-def test_a_job_asks_of_a_checkpoint_what_its_run_asked(shards_dir, tmp_path):
-    run_dir = saved_run(tmp_path / "run", shards_dir, "float32")
-    run(job_of(run_dir, shards_dir, tmp_path / "out"))
+def test_a_job_asks_of_a_checkpoint_what_its_run_asked(jobs, shards_dir, tmp_path):
+    run_dir = jobs.saved_run(tmp_path / "run", shards_dir, "float32")
+    run(jobs.job_of(run_dir, shards_dir, tmp_path / "out"))
     rows = pq.read_table(tmp_path / "out" / "prompts.parquet").to_pylist()
     assert {row["num_tokens"] for row in rows} == {2}
     table = json.loads((tmp_path / "out" / "eval.json").read_text())["config"]
     assert (table["prompts"]["context_tokens"], table["thought"]["budget_tokens"]) == (9, 2)
     own = {"prompts": {"horizon_tokens": 4}, "thought": {"budget_tokens": 1}}
-    config = resolved(job_of(run_dir, shards_dir, tmp_path / "own", **own))
-    assert config.prompts == PromptConfig(horizon_tokens=4)
-    assert config.thought == ThoughtConfig(budget_tokens=1)
+    config = jobs.job_of(run_dir, shards_dir, tmp_path / "own", **own)
+    ladder = climbed(config, ShardFolder.open(shards_dir))
+    assert ladder.prompts == PromptConfig(horizon_tokens=4)
+    assert ladder.thought == ThoughtConfig(budget_tokens=1)
 
 
-def test_a_job_on_a_policy_asks_by_the_defaults(shards_dir, tmp_path):
-    config = resolved(job(shards_dir, tmp_path, prompts=None, thought=None))
-    assert (config.prompts, config.thought) == (PromptConfig(), ThoughtConfig())
+def test_a_job_on_a_policy_asks_by_the_defaults(jobs, shards_dir, tmp_path):
+    config = jobs.job(shards_dir, tmp_path, prompts=None, thought=None)
+    ladder = climbed(config, ShardFolder.open(shards_dir))
+    assert (ladder.prompts, ladder.thought) == (PromptConfig(), ThoughtConfig())
 
 
-def test_a_run_in_bf16_is_evaluated_in_float32(shards_dir, tmp_path):
+def test_a_run_in_bf16_is_evaluated_in_float32(jobs, shards_dir, tmp_path):
     """The same weights give the same numbers, whatever they were trained in: MEASURING, section 4."""
     tables = []
     for dtype in ("float32", "bfloat16"):
-        run_dir = saved_run(tmp_path / dtype, shards_dir, dtype)
-        run(job_of(run_dir, shards_dir, tmp_path / "out" / dtype))
+        run_dir = jobs.saved_run(tmp_path / dtype, shards_dir, dtype)
+        run(jobs.job_of(run_dir, shards_dir, tmp_path / "out" / dtype))
         tables.append(json.loads((tmp_path / "out" / dtype / "eval.json").read_text()))
     exact, rounded = ({**table, "config": None} for table in tables)
     assert rounded == exact
@@ -185,15 +109,15 @@ def test_a_run_in_bf16_is_evaluated_in_float32(shards_dir, tmp_path):
     ],
 )
 def test_a_run_without_a_sound_configuration_is_the_users_mistake(
-    shards_dir, tmp_path, content, said
+    jobs, shards_dir, tmp_path, content, said
 ):
-    run_dir = saved_run(tmp_path / "run", shards_dir, "float32")
+    run_dir = jobs.saved_run(tmp_path / "run", shards_dir, "float32")
     path = run_dir / "config.json"
     path.unlink()
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=rf"config\.json.*{said}"):
-        run(job_of(run_dir, shards_dir, tmp_path / "out"))
+        run(jobs.job_of(run_dir, shards_dir, tmp_path / "out"))
 
 
 def test_text_is_decoded_byte_for_byte_and_markers_read_as_nothing(shards_dir):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import zstandard
 
 from rlpt.evaluate import files
 from rlpt.evaluate.controls import named_prefix
 from rlpt.evaluate.evaluation import evaluate
-from rlpt.evaluate.summary import Resampling
+from rlpt.evaluate.quantities import Resampling
 from rlpt.policy.policy import Policy
 from rlpt.policy.scoring import Scorer
+from rlpt_data.strict import UserError
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,10 @@ def lm():
 @pytest.fixture
 def found(lm, tiny, procedure, world):
     prompts = tiny.prompts(12)
-    scorers = [Scorer(Policy(lm), banned, world, tokens=300) for banned in (tiny.markers.ids, ())]
+    scorers = [
+        Scorer(Policy(lm), banned, world, tokens=300, certainty=bool(banned))
+        for banned in (tiny.markers.ids, ())
+    ]
     windows = [prompt.trunk for prompt in prompts]
     return evaluate(
         *(scorers[0], tiny.engine(), prompts, windows, procedure),
@@ -65,6 +70,22 @@ def test_scores_are_the_models_own_in_float64(lm, tiny, found):
         assert record.opener_mass == pytest.approx(mass[0], rel=1e-5)
 
 
+def test_certainty_is_that_of_the_models_own_first_token(lm, tiny, found):
+    """Entropy and the largest log-probability, in float64, without a thought and after one."""
+    opener, closer = tiny.markers.ids
+    for prompt, record in zip(tiny.prompts(12), found.records[::2], strict=True):
+        context = prompt.trunk.ids[: prompt.cut].tolist()
+        framed = [*context, opener, *record.thought_ids.tolist(), closer]
+        for name, ids in (("no_think", context), ("own", framed)):
+            every = [
+                log_probabilities(lm, [*ids, v], len(ids), tiny.markers.ids)[0] for v in range(6)
+            ]
+            first = record.firsts[name]
+            assert first.token == int(np.argmax(every))
+            assert first.confidence == pytest.approx(max(every), abs=2e-6)
+            assert first.entropy == pytest.approx(-np.sum(np.exp(every) * every), abs=2e-6)
+
+
 def test_trunk_and_branch_agree_across_the_seam(found):
     null = found.summary["null"]
     assert null["passes"]
@@ -72,6 +93,13 @@ def test_trunk_and_branch_agree_across_the_seam(found):
     # It has something to measure: thoughts move these numbers far more than the seam does.
     moved = [record.logp["own"] - record.logp["no_think"] for record in found.records]
     assert np.abs(np.concatenate(moved)).max() > 0.1
+
+
+def test_a_file_of_an_earlier_version_is_refused(found, tmp_path):
+    path = tmp_path / "old.json.zst"
+    path.write_bytes(zstandard.compress(b'{"records": [], "windows": []}'))
+    with pytest.raises(UserError, match="written by an earlier version"):
+        files.load(path)
 
 
 def test_an_evaluation_reads_back_bit_for_bit(found, tmp_path):

@@ -132,3 +132,29 @@ def test_pairs_are_matched_by_key_and_a_missing_one_is_refused():
         match="2 records before, 2 after, 1 in common; evaluate both on the same prompts",
     ):
         pair([("a", 1), ("b", 1)], [("a", 1), ("c", 1)])
+
+
+def test_few_clusters_widen_the_percentiles_as_students_t_does():
+    from scipy.stats import norm, t
+
+    for clusters in (30, 50, 128, 10_000):
+        below, above = statistics.expanded(clusters)
+        wide = np.sqrt(clusters / (clusters - 1)) * t.ppf(0.975, clusters - 1)
+        assert below == pytest.approx(norm.cdf(-wide), abs=1e-5)
+        assert above == pytest.approx(1 - below)
+    assert statistics.expanded(10**9)[0] == pytest.approx(0.025, abs=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clusters", [30, 60])
+def test_ratios_of_clusters_of_all_sizes_are_covered_as_often_as_is_said(clusters):
+    """1 to 4 records a cluster, 1 to 19 tokens each, a level of its own and skewed noise; the truth is 0.3."""
+    draw, hits = np.random.default_rng(clusters), 0
+    for trial in range(2000):
+        cluster = np.repeat(np.arange(clusters), draw.integers(1, 5, size=clusters))
+        tokens = draw.integers(1, 20, size=len(cluster)).astype(float)
+        level = draw.normal(size=clusters)[cluster]
+        noise = np.sqrt(tokens) * (draw.standard_exponential(len(cluster)) - 1)
+        found = one(tokens * (0.3 + level) + noise, tokens, cluster, draws=800, seed=trial)
+        hits += found.ci_low < 0.3 < found.ci_high
+    assert 0.93 <= hits / 2000 <= 0.97

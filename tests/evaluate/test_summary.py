@@ -12,7 +12,10 @@ import pytest
 from rlpt.evaluate.bits_per_byte import bits_per_byte, measure_windows
 from rlpt.evaluate.continuation import measure
 from rlpt.evaluate.evaluation import evaluate, headline
-from rlpt.evaluate.summary import Resampling, bits_change, change, summarise, thought_statistics
+from rlpt.evaluate.paired import bits_change, change
+from rlpt.evaluate.quantities import Resampling
+from rlpt.evaluate.summary import summarise
+from rlpt.evaluate.thoughts import thought_statistics
 
 RESAMPLING = Resampling("document", draws=300, seed=1)
 
@@ -48,10 +51,10 @@ def test_gain_controls_and_accuracies_agree_with_their_definitions(records):
     )
     assert table["wrong_target"]["mean"] == pytest.approx(wrong, abs=1e-6)
     assert table["next_token_accuracy_thought"] == average(
-        records, lambda r: r.first_correct_thought
+        records, lambda r: r.first_correct("own")
     )
     assert table["next_token_accuracy_no_think"] == average(
-        records, lambda r: r.first_correct_no_think
+        records, lambda r: r.first_correct("no_think")
     )
     first = average(records, lambda r: r.logp["own"][0] - r.logp["no_think"][0])
     assert table["first_token"]["gain"]["mean"] == pytest.approx(first, abs=1e-6)

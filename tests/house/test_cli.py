@@ -83,7 +83,7 @@ def test_user_errors_exit_2_faults_1_interrupts_130(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail_with(error: BaseException) -> int:
-        def write(run_dir: Path) -> Path:
+        def write(runs: list[Path], out: Path | None) -> Path:
             raise error
 
         stand_in(monkeypatch, "rlpt.report", write=write)
@@ -105,7 +105,7 @@ def test_json_is_the_last_line_of_success_and_of_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "summary.json").write_text('{"steps": 3, "verdict": "harmless"}')
-    stand_in(monkeypatch, "rlpt.report", write=lambda run_dir: run_dir / "report.html")
+    stand_in(monkeypatch, "rlpt.report", write=lambda runs, out: runs[0] / "report.html")
     assert exit_code("report", str(tmp_path), "--json") == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["report"] == str(tmp_path / "report.html")

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from rlpt.compare import CompareConfig
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
+from rlpt.downstream import DownstreamConfig
+from rlpt.jobs import EvalJobConfig
 from rlpt_data.contamination import IndexConfig
 from rlpt_data.prepare import PrepareConfig
 from rlpt_data.strict import UserError, load
@@ -16,13 +18,15 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 
 
-Model = RunConfig | PrepareConfig | EvalJobConfig | IndexConfig | CompareConfig
+Model = RunConfig | PrepareConfig | EvalJobConfig | IndexConfig | CompareConfig | DownstreamConfig
 
 
 def model_of(path: Path) -> type[Model]:
     table = tomllib.loads(path.read_text())
     if "stage" in table:
         return RunConfig
+    if "tasks" in table:
+        return DownstreamConfig
     if "arms" in table:
         return CompareConfig
     if "sets" in table:
@@ -51,14 +55,15 @@ def test_every_folder_the_readme_names_holds_configs_of_its_command() -> None:
         "train": RunConfig,
         "eval": EvalJobConfig,
         "methods": RunConfig,
+        "downstream": DownstreamConfig,
     }
     rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "configs/README.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == ["data", "eval", "methods", "proving", "train"]
+    assert sorted(rows) == ["data", "downstream", "eval", "methods", "proving", "rlvr", "train"]
     for folder in rows:
         found = {model_of(path) for path in CONFIGS if path.parent.name == folder}
         assert found, f"configs/{folder} is empty"
         found.discard(IndexConfig)
-        assert found == {models.get(folder)} or folder == "proving"
+        assert found == {models.get(folder)} or folder in ("proving", "rlvr")
 
 
 def test_the_evaluation_job_is_about_the_quickstart() -> None:

@@ -23,6 +23,7 @@ PLANTED = {
     "corpora": ("rlpt/dist.py", "import datatrove"),
     "vllm": ("rlpt/prompts.py", "import vllm"),
     "wandb": ("rlpt/rng.py", "import wandb"),
+    "lm_eval": ("rlpt/rng.py", "import lm_eval"),
     "logprobs": ("rlpt/cli.py", "import rlpt_kernels"),
     "config": ("rlpt/exits.py", "import torch"),
 }

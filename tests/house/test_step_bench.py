@@ -38,6 +38,7 @@ def sibling(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_all_arms_take_the_same_step(quick):
     """The same rewards and the same loss from the same weights, whatever is shared."""
     _, rows, missing = quick
@@ -50,6 +51,7 @@ def test_all_arms_take_the_same_step(quick):
         assert abs(row["reward"] - naive["reward"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_figures_of_a_row_agree_with_each_other(quick):
     printed, rows, _ = quick
     for row in rows.values():
@@ -75,6 +77,7 @@ def test_figures_of_a_row_agree_with_each_other(quick):
     assert rows["shared"]["step_over_shared"] == rows["shared"]["score_train_over_shared"] == 1
 
 
+@pytest.mark.slow
 def test_the_profile_accounts_for_most_of_a_step_and_never_for_more(quick):
     for row in quick[1].values():
         parts = [row[f"{name}_share"] for name in ("engine_forward", "forward", "backward")]

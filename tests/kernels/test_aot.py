@@ -99,6 +99,7 @@ def test_what_is_wrong_with_a_record_is_named(change, words):
     assert words in found[0]
 
 
+@pytest.mark.slow
 def test_a_tile_that_spills_and_a_loop_without_stages_are_reported(tmp_path):
     script = """if True:
         from rlpt_kernels import aot, tiles

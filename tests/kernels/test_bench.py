@@ -56,6 +56,7 @@ def of(rows, method, dtype="bfloat16"):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_implementation_and_every_peer_is_measured_or_named_with_a_reason(quick, dtype):
     printed, rows, missing = quick
@@ -68,6 +69,7 @@ def test_every_implementation_and_every_peer_is_measured_or_named_with_a_reason(
         assert f"not measured: {method}: {reason}" in printed
 
 
+@pytest.mark.slow
 def test_exact_methods_are_exact_and_rounded_ones_are_seen_to_be_wrong(quick):
     _, rows, _ = quick
     exact = ("naive_upcast", "reference", "slabs", "chunked", "policy_one_pass", "policy_recompute")
@@ -82,6 +84,7 @@ def test_exact_methods_are_exact_and_rounded_ones_are_seen_to_be_wrong(quick):
         assert 0 < row["gradient_error"] < bar, row["method"]
 
 
+@pytest.mark.slow
 def test_figures_of_a_row_agree_with_each_other(quick):
     _, rows, _ = quick
     for row in rows:

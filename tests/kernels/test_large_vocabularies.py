@@ -64,6 +64,7 @@ def test_logits_all_beyond_two_hundred(impl, shift, problem, exact, assert_match
     assert_matches(found, exact(hidden_ND, weight_VD, target_N))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shipped_sizes")
 def test_gradients_at_the_shipped_sizes(problem, gradients):
     """One slab and a ragged rest, in torch and in the kernel."""

@@ -187,6 +187,7 @@ def answers(request, everything):
     return [answer[request.param] for answer in everything[: request.param]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SETTINGS))
 @pytest.mark.parametrize("impl", ["slabs", "triton"])
 def test_every_rank_gets_the_answer_of_the_whole(answers, impl, name):
@@ -210,6 +211,7 @@ def test_every_rank_gets_the_answer_of_the_whole(answers, impl, name):
                 assert not a[len(b) :].any()
 
 
+@pytest.mark.slow
 def test_every_rank_has_the_same_bits(answers):
     for key in [key for key in answers[0] if isinstance(key, tuple)]:
         for answer in answers[1:]:
@@ -218,6 +220,7 @@ def test_every_rank_has_the_same_bits(answers):
             assert torch.equal(answers[0][key][1][0], answer[key][1][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [2], indirect=True)
 def test_shares_that_make_no_vocabulary_are_refused_on_every_rank(answers):
     assert answers[0]["refusals"] == answers[1]["refusals"]
@@ -237,6 +240,7 @@ def test_shares_that_make_no_vocabulary_are_refused_on_every_rank(answers):
     assert "row 0 has no distribution" in told["empty row"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [2], indirect=True)
 def test_one_float32_gather_forward_and_one_float32_sum_backward(answers):
     for answer in answers:

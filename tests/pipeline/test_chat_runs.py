@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
 from rlpt.evaluate.job import run as evaluate
 from rlpt.flops import document_tokens
+from rlpt.jobs import EvalJobConfig
 from rlpt.runlog import read_journal
 from rlpt.stages import RLStage
 from rlpt.train import run
@@ -70,6 +71,7 @@ def test_an_evaluation_job_repeats_a_run_in_a_frame(toml: Path, chat_shards: Sha
     assert found["null"]["passes"]
 
 
+@pytest.mark.slow
 def test_predictions_are_matched_inside_a_frame(toml: Path, chat_shards: ShardFolder) -> None:
     """A warmed-up policy hits one-token predictions by chance; with marks that it never writes there is no answer."""
     reward = ("stage.1.reward={kind='match', how='first_token'}", "thought.prediction_tokens=2")

@@ -268,6 +268,7 @@ def _rows(run_dir: Path) -> list[dict]:
     return [{name: v for name, v in row.items() if not name.startswith(clocks)} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_easy_to_hard_and_resumes_exactly(
     toml: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

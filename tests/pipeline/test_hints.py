@@ -12,6 +12,7 @@ from rlpt.config import RunConfig
 from rlpt.hints import Hint, HintedSupply, failing, right
 from rlpt.prompts import Stream
 from rlpt.reward.base import Rewarded
+from rlpt.rollout.records import unpacked
 from rlpt.runlog import read_journal
 from rlpt.train import run
 from rlpt.types import Frame, Group, Prompt, Trunk
@@ -25,7 +26,7 @@ def kind(group: Group) -> int:
     return int(group.prompt.key[1][-1], 16) % 3
 
 
-def reward(groups: Sequence[Group]) -> Rewarded:
+def reward(groups: Sequence[Group], policy: object = None) -> Rewarded:
     """The second rollout is right where one is."""
     rows = [[0.0, float(kind(g) == 2 or (kind(g) == 1 and g.hinted))] for g in groups]
     return Rewarded(np.array(rows).reshape(-1, 2), {})
@@ -106,13 +107,14 @@ STAR = (
     "stage.0.steps=2",
     "stage.1.steps=2",
     "thought.prediction_tokens=2",
-    "stage.1.reward={kind='overlap'}",
+    "stage.1.reward={kind='match'}",
     "stage.1.advantage={baseline='none'}",
     "stage.1.objective={ratio='none', mask='none', aggregate='sequence'}",
     "stage.1.hint={}",
 )
 
 
+@pytest.mark.slow
 def test_a_run_with_hints_does_not_mistake_them_for_a_fault_of_its_engine(
     toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,9 @@ def test_a_run_with_hints_does_not_mistake_them_for_a_fault_of_its_engine(
     assert all(row["hint/asked"] == row["hint/right"] > 0 for row in rows)
     assert all(row["mismatch/rows"] > 0 for row in rows)
     assert max(row["mismatch/max_abs_log_ratio"] for row in rows) < 1e-3
+    dump = unpacked((toml.parent / "run/rollouts/step_000003.jsonl.zst").read_bytes(), "dump")
+    # Whoever reads such a thought is told what it was made from.
+    assert {group["hinted"] for group in dump} == {True, False}
 
 
 def test_a_hint_does_not_spell_a_marker(toml: Path) -> None:

@@ -12,6 +12,7 @@ from rlpt.masker import masker_of
 from rlpt.policy import load as loading
 from rlpt.prompts import prompt_stream, trunk_at
 from rlpt.reward.masker import REASONS
+from rlpt.rollout.records import unpacked
 from rlpt.runlog import read_journal
 from rlpt.templates import TEMPLATES, ChatFrame
 from rlpt.train import run
@@ -25,7 +26,7 @@ WORDS = [
     "stage.1.objective={mask='clip', aggregate='token'}", "stage.1.advantage={baseline='group_mean'}",
     "stage.1.optimizer={lr=3e-3, eps=1e-4}",
     "prompts.cuts_per_document=1", "prompts.segment='middle'", "prompts.after_tokens=8",
-    "thought.prediction_tokens=2", "evaluation.prompts=8", "evaluation.controls=['empty']",
+    "thought.prediction_tokens=2", "evaluation.prompts=8", "evaluation.controls=['filler']",
 ]  # fmt: skip
 
 
@@ -57,7 +58,9 @@ def test_every_position_is_trained_once_and_every_proposal_is_accounted_for(
         assert row["staleness/dropped_groups"] == 0.0
     assert sum(row["masker/masks"] for row in rows) > 0
     for row in rows:
-        dump = read_journal(accounted / "rollouts" / f"step_{row['step']:06d}.jsonl")
+        path = accounted / "rollouts" / f"step_{row['step']:06d}.jsonl.zst"
+        dump = unpacked(path.read_bytes(), "dump")
+        assert dump
         masked = [each for each in dump if each["continuation_tokens"]]
         assert len(dump) - len(masked) <= 4
         for each in masked:

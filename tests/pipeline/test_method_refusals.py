@@ -66,7 +66,11 @@ REFUSED = {
     ),
     "hint_after_forwards": (
         ["stage.1.hint={}", "stage.1.reward={kind='likelihood'}"],
-        "use a match, an overlap or a judge",
+        "use a match or a judge",
+    ),
+    "hint_and_overlap": (
+        [*HINTED, "stage.1.reward={kind='overlap'}"],
+        "above 0 for right: use a match or a judge",
     ),
     "hint_and_length": (
         [*HINTED, "stage.1.gates=[{kind='length_budget', tokens=4, weight=0.1}]"],

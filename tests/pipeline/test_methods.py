@@ -1,14 +1,18 @@
 """Every choice of the RL stage runs through the whole pipeline, and says what its formula says."""
 
+import base64
+import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
 
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
 from rlpt.evaluate.job import run as evaluate
+from rlpt.jobs import EvalJobConfig
 from rlpt.report import write
 from rlpt.runlog import read_journal
 from rlpt.train import run
@@ -119,6 +123,7 @@ def test_an_evaluation_job_repeats_the_runs_own_evaluation(
     assert found["verdict"] == own["verdict"]
 
 
+@pytest.mark.slow
 def test_a_page_that_spells_the_markers_is_plain_text_from_shard_to_report(tmp_path: Path) -> None:
     """Text with `<think>`, `</think>`, `<|endoftext|>` and tags of HTML goes through everything as text."""
     corpus = tmp_path / "corpus"
@@ -150,6 +155,8 @@ def test_a_page_that_spells_the_markers_is_plain_text_from_shard_to_report(tmp_p
         group["context"] + "".join(group["continuation_tokens"]) for group in groups_of(run_dir)
     )
     assert "</think>" in shown
-    page = write(run_dir).read_text()
-    assert "&lt;/think&gt;" in page
-    assert "<script" not in page
+    page = write([run_dir]).read_text()
+    (packed,) = re.findall(r'id="rollouts-data">([^<]*)<', page)
+    assert "</think>" in gzip.decompress(base64.b64decode(packed)).decode()
+    # The page's own data and script, and nothing of the web's.
+    assert page.count("<script") == page.count("</script") == 2

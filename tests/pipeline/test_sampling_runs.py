@@ -29,6 +29,7 @@ def _rows(run_dir: Path) -> list[dict]:
     return [{name: v for name, v in row.items() if not name.startswith(clocks)} for row in rows]
 
 
+@pytest.mark.slow
 def test_what_is_sampled_again_or_passed_over_is_in_the_log_and_resumes_exactly(
     toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rlpt import checkpoint
-from rlpt.config import EvalJobConfig, RunConfig
+from rlpt.config import RunConfig
 from rlpt.evaluate.job import run as evaluate
+from rlpt.jobs import EvalJobConfig
 from rlpt.runlog import read_journal
 from rlpt.train import run
 from rlpt_data.strict import UserError, load, parse

@@ -40,6 +40,7 @@ def assert_same(found, expected) -> None:
             assert error <= 1e-5 * grad.norm(), (batch, name, float(error / grad.norm()))
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradients_of_one(alone, tmp_path: Path) -> None:
     """Issue: 1e-5 relative; also where one rank has no document."""
     assert_same(elsewhere(tmp_path, ranks=2), alone)

@@ -179,6 +179,7 @@ def test_an_engine_says_its_address_and_serves_until_it_is_stopped(engine, fake,
     process.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_engine_starts_again_and_ends_with_its_stdin(engine, fake) -> None:
     process = engine()
     process.wait()

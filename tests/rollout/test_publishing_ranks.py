@@ -25,6 +25,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["directory", "broadcast"])
 def test_engines_of_all_ranks_get_the_whole_of_a_sharded_policy(ranks, way: str) -> None:
     for rank in ranks:
@@ -35,16 +36,19 @@ def test_engines_of_all_ranks_get_the_whole_of_a_sharded_policy(ranks, way: str)
         assert rank[way]["loads"] == ["load 1", "load 2"]
 
 
+@pytest.mark.slow
 def test_an_engine_of_the_second_rank_comes_back_during_a_step(ranks) -> None:
     assert [rank["revived"]["restarts"] for rank in ranks] == [0, 1]
     assert all(rank["revived"]["differ"] == [] for rank in ranks)
 
 
+@pytest.mark.slow
 def test_an_engine_of_the_second_rank_that_dies_within_a_broadcast_stops_no_rank(ranks) -> None:
     assert [rank["died"]["restarts"] for rank in ranks] == [0, 2]
     assert all(rank["died"]["differ"] == [] for rank in ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["damaged", "full_disk"])
 def test_what_fails_on_one_rank_fails_on_both_and_names_it(ranks, case: str) -> None:
     first, second = (rank[case] for rank in ranks)
