@@ -87,7 +87,8 @@ def test_two_ranks_give_the_rollouts_of_one_and_its_losses_and_weights(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_compiled_blocks_give_the_losses_of_eager_ones(runs, whole: Path, toml: Path) -> None:
-    runs.finished(toml, "--set", "policy.compile=true", "--set", "checkpoint.every=2")
+    words = ("--set", "policy.compile=true", "--set", "checkpoint.every=2")
+    runs.finished(toml, *words, here=False)
     for mine, theirs in zip(runs.steps_of(toml.parent / "run"), runs.steps_of(whole), strict=True):
         assert mine["loss/next_token"] == pytest.approx(theirs["loss/next_token"], rel=1e-5)
 

@@ -32,9 +32,12 @@ def started(toml: Path, *words: str, ranks: int = 1) -> subprocess.Popen[bytes]:
     )
 
 
-def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0) -> str:
-    """What a run that ends by itself says on stderr; on one rank in this process, which saves a start."""
-    if ranks == 1:
+def finished(toml: Path, *words: str, ranks: int = 1, code: int = 0, here: bool = True) -> str:
+    """What a run that ends by itself says on stderr; on one rank in this process, which saves a start.
+
+    Types of arguments are checked ``here``, and compiled code has others.
+    """
+    if ranks == 1 and here:
         return _called(toml, *words, code=code)
     process = started(toml, *words, ranks=ranks)
     _, errors = process.communicate(timeout=280)
