@@ -13,6 +13,7 @@ from rlpt.prompts import held_out
 from rlpt.rollout import sync
 from rlpt.rollout.engine import generate
 from rlpt.rollout.fleet import Fleet
+from rlpt.rollout.transformers_engine import TransformersEngine
 from rlpt.types import Group, Prompt
 from rlpt_data.strict import UserError
 
@@ -139,3 +140,25 @@ def test_a_temperature_is_on_both_sides(bench, opened) -> None:
             agreement(made, engine, 1.0)
     finally:
         engine.close()
+
+
+def test_greedy_thoughts_and_their_probabilities_are_the_reference_engines(
+    shared, bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest ids, whatever the temperature of the other thoughts, with log-probabilities at 1."""
+    made, (_, engine) = bench(max_positions=2048), shared
+    predicting = {"budget_tokens": BUDGET, "prediction_tokens": PREDICTION}
+    thought = engine.thought.model_copy(update=predicting)
+    monkeypatch.setattr(engine, "thought", thought)
+    reference = TransformersEngine(
+        *(made.plan.config, "naive", made.markers, thought, 0, 8, made.world.device)
+    )
+    prompts = prompts_of(made, 12)
+    found = []
+    for each in (engine, reference):
+        sync.publish(made.policy, each, 0)
+        found.append(each.collect(each.submit(prompts, 1, "greedy", greedy=True)))
+    for group, expected in zip(*found, strict=True):
+        (mine,), (other,) = group.rollouts, expected.rollouts
+        assert mine.ids.tolist() == other.ids.tolist()
+        assert np.abs(mine.logp - other.logp).max() < 2e-5
