@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from rlpt.arms import Arm, after_config, arm_config, next_token_config, rl_stage
-from rlpt.compute import step_costs
+from rlpt.compute import cumulative_costs, step_costs
 from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.flops import Cost
@@ -146,8 +146,8 @@ def figures(cfg: RunConfig, summary: dict[str, Any], domain: str | None) -> dict
     journal = [row["summary"] for row in read_journal(cfg.run_dir / "evaluations.jsonl")]
     gains = [_gain(row, domain) for row in (journal[0], journal[-1])]
     last = journal[-1]
-    metrics = read_journal(cfg.run_dir / "metrics.jsonl")
-    cost, steps = costs(cfg)
+    *_, spent = cumulative_costs(cfg.run_dir).values()
+    assert spent.flops is not None
     thought = last["thought"]
     return {
         "run_dir": str(cfg.run_dir),
@@ -157,9 +157,9 @@ def figures(cfg: RunConfig, summary: dict[str, Any], domain: str | None) -> dict
         "bits_per_byte": (summary["bits_per_byte_after"] or {}).get("mean"),
         "thought_length": thought["mean_len"],
         "named_answer_rate": thought["named_answer_rate"],
-        "sampled_tokens": sum(row.get("tokens/rollout", 0.0) for row in metrics),
-        "trained_tokens": sum(row.get("tokens/train", 0.0) for row in metrics),
-        "tflops": cost.flops * steps / 1e12,
+        "sampled_tokens": spent.sampled_tokens,
+        "trained_tokens": spent.trained_tokens,
+        "tflops": spent.flops / 1e12,
         "seconds": summary["wall_seconds"],
         "answers": None,
         "answers_before": None,

@@ -19,6 +19,7 @@ from rlpt.evaluate.predictions import prediction
 from rlpt.evaluate.records import GREEDY, NO_THINK, OWN, First, Greedy, Record
 from rlpt.observe import Control
 from rlpt.reward.base import bare_scores
+from rlpt.rollout.engine import Sampler
 from rlpt.types import Branch, Group, Markers, Prompt, Rollout, Scores, Trunk, concat
 from rlpt_data.strict import UserError
 
@@ -31,24 +32,6 @@ class Scorer(Protocol):
 
     def branches(self, pairs: Sequence[tuple[Trunk, Branch]]) -> list[Scores]: ...
     def trunks(self, spans: Sequence[tuple[Trunk, int, int]]) -> list[Scores]: ...
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """What evaluation needs of an engine: thoughts that depend on the prompt's key and the purpose
-    alone.
-    """
-
-    def submit(
-        self,
-        prompts: Sequence[Prompt],
-        group_size: int,
-        purpose: str,
-        budget: int | None = None,
-        *,
-        greedy: bool = False,
-    ) -> list[str]: ...
-    def collect(self, tickets: Sequence[str]) -> list[Group]: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +76,7 @@ def afresh(_name: str, compute: Callable[[], T]) -> T:
 
 def measure(
     scorer: Scorer,
-    engine: Engine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
     procedure: Procedure,
     world: dist.World,
@@ -136,7 +119,7 @@ def measure(
 
 
 def _rollouts(
-    engine: Engine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
     procedure: Procedure,
     world: dist.World,

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from rlpt import dist
 from rlpt.evaluate.bits_per_byte import WindowRecord, measure_windows
-from rlpt.evaluate.continuation import Engine, Keep, Procedure, Scorer, afresh, measure
+from rlpt.evaluate.continuation import Keep, Procedure, Scorer, afresh, measure
 from rlpt.evaluate.leak import Leak, leak
 from rlpt.evaluate.paired import bits_change, change
 from rlpt.evaluate.quantities import Resampling
 from rlpt.evaluate.records import Record
 from rlpt.evaluate.summary import summarise
+from rlpt.rollout.engine import Sampler
 from rlpt.types import Prompt, Trunk
 
 
@@ -34,7 +35,7 @@ class Evaluation:
 
 def evaluate(
     scorer: Scorer,
-    engine: Engine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
     trunks: Sequence[Trunk],
     procedure: Procedure,
@@ -56,7 +57,7 @@ def evaluate(
 
 
 def leak_of(
-    engine: Engine,
+    engine: Sampler,
     prompts: Sequence[Prompt],
     procedure: Procedure,
     world: dist.World,

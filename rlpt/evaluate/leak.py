@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Int
 
 from rlpt import dist, rng
-from rlpt.evaluate.continuation import Engine, Procedure
+from rlpt.evaluate.continuation import Procedure
 from rlpt.prompts import prompt_at
+from rlpt.rollout.engine import Sampler
 from rlpt.types import Group, Markers, Prompt, concat
 
 PURPOSE = "leak"
@@ -47,7 +48,7 @@ class Leak:
 
 
 def leak(
-    engine: Engine, prompts: Sequence[Prompt], procedure: Procedure, world: dist.World
+    engine: Sampler, prompts: Sequence[Prompt], procedure: Procedure, world: dist.World
 ) -> Leak:
     """Ask ``prompts`` (the same global list on every rank) as they are, with other text, and as they are again."""
     known = np.unique(concat(*(prompt.trunk.ids for prompt in prompts)))
@@ -81,7 +82,7 @@ def with_other_text(
 
 
 def _thoughts(
-    engine: Engine, prompts: Sequence[Prompt], procedure: Procedure
+    engine: Sampler, prompts: Sequence[Prompt], procedure: Procedure
 ) -> list[list[tuple[int, ...]]]:
     """All that was sampled for every prompt."""
     tickets = engine.submit(prompts, procedure.thoughts, PURPOSE, procedure.budget)

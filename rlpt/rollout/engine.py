@@ -16,15 +16,8 @@ Ticket = str
 
 
 @runtime_checkable
-class Engine(Protocol):
-    """Token in, token out. Implementations raise RuntimeError naming the call that failed."""
-
-    version: int
-    """Of the weights, -1 where there are none."""
-    dtype: Literal["float32", "bfloat16", "float16"]
-    """What it computes in."""
-    is_reference: bool
-    """Whether it computes with the trainer's own code, so that its log-probabilities need no watching."""
+class Sampler(Protocol):
+    """What evaluation needs of an engine: thoughts that depend on the prompt's key and the purpose alone."""
 
     def submit(
         self,
@@ -45,6 +38,18 @@ class Engine(Protocol):
     def collect(self, tickets: Sequence[Ticket]) -> list[Group]:
         """Wait for these groups; each can be had once."""
         ...
+
+
+@runtime_checkable
+class Engine(Sampler, Protocol):
+    """Token in, token out. Implementations raise RuntimeError naming the call that failed."""
+
+    version: int
+    """Of the weights, -1 where there are none."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """What it computes in."""
+    is_reference: bool
+    """Whether it computes with the trainer's own code, so that its log-probabilities need no watching."""
 
     def cancel(self, tickets: Sequence[Ticket]) -> None:
         """Nobody will collect these."""
