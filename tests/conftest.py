@@ -1,9 +1,11 @@
 """Shapes and types are checked in every test: jaxtyping's hook and beartype, before any import."""
 
 import importlib.machinery
+import importlib.util
 import os
 import sys
 import types
+from pathlib import Path
 
 # Set before torch loads: the suite runs on as many workers as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import pytest
 from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -36,3 +39,18 @@ settings.register_profile("rlpt", deadline=None)
 settings.load_profile("rlpt")
 install_import_hook(["rlpt", "rlpt_kernels", "rlpt_data"], "rlpt_checker.checked")
 sys.meta_path.insert(0, _DeviceCode)
+
+
+@pytest.fixture(scope="session")
+def module_at():
+    """Load a module of a folder of tests by its path: such folders are no packages."""
+
+    def load(path: Path) -> types.ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

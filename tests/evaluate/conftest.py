@@ -2,7 +2,6 @@
 out by hand.
 """
 
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -167,16 +166,9 @@ def tiny() -> type[Tiny]:
 
 
 @pytest.fixture(scope="session")
-def jobs() -> ModuleType:
+def jobs(module_at) -> ModuleType:
     """The module `tiny_jobs`: shards, run folders and jobs."""
-    spec = importlib.util.spec_from_file_location(
-        "tiny_jobs", Path(__file__).with_name("tiny_jobs.py")
-    )
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).with_name("tiny_jobs.py"))
 
 
 @pytest.fixture(scope="session")

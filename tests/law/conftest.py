@@ -1,6 +1,5 @@
 """A module of known laws, and a run that follows one."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -8,16 +7,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def known() -> ModuleType:
+def known(module_at) -> ModuleType:
     """The module `known_laws`."""
-    spec = importlib.util.spec_from_file_location(
-        "known_laws", Path(__file__).with_name("known_laws.py")
-    )
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).with_name("known_laws.py"))
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """Small real shards and policies that the pipeline's tests share."""
 
 import functools
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -118,31 +116,22 @@ def toml(tmp_path: Path, shards_dir: Path) -> Path:
     return write_run(tmp_path, shards_dir)
 
 
-def module_beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def beside():
+def beside(module_at):
     """Modules of this folder, by name."""
-    return module_beside
+    return lambda name: module_at(Path(__file__).with_name(f"{name}.py"))
 
 
 @pytest.fixture(scope="session")
-def paced():
+def paced(beside):
     """The module `paced_supply`: supplies of groups whose engine is a fake."""
-    return module_beside("paced_supply")
+    return beside("paced_supply")
 
 
 @pytest.fixture(scope="session")
-def runs():
+def runs(beside):
     """The module `whole_runs`."""
-    return module_beside("whole_runs")
+    return beside("whole_runs")
 
 
 @pytest.fixture(scope="session")

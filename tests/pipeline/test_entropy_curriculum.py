@@ -270,7 +270,7 @@ def _rows(run_dir: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_run_moves_from_easy_to_hard_and_resumes_exactly(
-    toml: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    runs, toml: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = made(toml, folder, "rollout.save_groups=true")
     run(cfg)
@@ -281,18 +281,7 @@ def test_a_run_moves_from_easy_to_hard_and_resumes_exactly(
     assert whole[0]["curriculum/hard"] <= whole[0]["curriculum/moved"]
     assert whole[0]["curriculum/easy"] > whole[-1]["curriculum/easy"]
     again = cfg.model_copy(update={"run_dir": toml.parent / "again"})
-    save = session.Session.save
-
-    def killed(self, progress, work) -> None:
-        save(self, progress, work)
-        if progress.step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(session.Session, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(again)
-    monkeypatch.undo()
-    run(again)
+    runs.cut_off_and_resumed(again, 4, monkeypatch)
     assert json.dumps(_rows(again.run_dir)) == json.dumps(whole)
     _check_saved(made(toml, folder), toml)
 

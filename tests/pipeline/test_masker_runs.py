@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpt import session
 from rlpt.config import PolicyConfig, PromptConfig, RunConfig
 from rlpt.flops import documents, step_cost
 from rlpt.masker import masker_of
@@ -70,22 +69,11 @@ def test_every_position_is_trained_once_and_every_proposal_is_accounted_for(
 
 
 def test_a_stage_that_is_cut_off_goes_on_exactly(
-    accounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs, accounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [f"run_dir='{tmp_path / 'again'}'", *WORDS, "checkpoint.every=2"]
     toml = accounted.parent / "run.toml"
-    save = session.Session.save
-
-    def killed(self, progress, work) -> None:
-        save(self, progress, work)
-        if progress.step == 22:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(session.Session, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(load(RunConfig, toml, words))
-    monkeypatch.undo()
-    run(load(RunConfig, toml, words))
+    runs.cut_off_and_resumed(load(RunConfig, toml, words), 22, monkeypatch)
     assert rows_of(tmp_path / "again") == rows_of(accounted)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from rlpt import session
 from rlpt.config import RunConfig
 from rlpt.runlog import read_journal
 from rlpt.train import run
@@ -31,7 +30,7 @@ def _rows(run_dir: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_what_is_sampled_again_or_passed_over_is_in_the_log_and_resumes_exactly(
-    toml: Path, monkeypatch: pytest.MonkeyPatch
+    runs, toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(load(RunConfig, toml, WORDS))
     whole, run_dir = _rows(toml.parent / "run"), toml.parent / "run"
@@ -47,16 +46,5 @@ def test_what_is_sampled_again_or_passed_over_is_in_the_log_and_resumes_exactly(
     assert progress["cursor"] > 4 * 4
     again = toml.parent / "again"
     words = [f"run_dir='{again}'", *WORDS]
-    save = session.Session.save
-
-    def killed(self, progress, work) -> None:
-        save(self, progress, work)
-        if progress.step == 6:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(session.Session, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(load(RunConfig, toml, words))
-    monkeypatch.undo()
-    run(load(RunConfig, toml, words))
+    runs.cut_off_and_resumed(load(RunConfig, toml, words), 6, monkeypatch)
     assert _rows(again) == whole

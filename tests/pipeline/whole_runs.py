@@ -14,8 +14,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 import zstandard
 
-from rlpt import checkpoint
+from rlpt import checkpoint, session
 from rlpt.cli import main as command_line
+from rlpt.config import RunConfig
+from rlpt.train import run
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
@@ -53,6 +55,22 @@ def _called(toml: Path, *words: str, code: int) -> str:
             command_line(["train", str(toml), *words])
     assert left.value.code == code, said.getvalue()[-3000:]
     return said.getvalue()
+
+
+def cut_off_and_resumed(cfg: RunConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is interrupted behind its checkpoint of ``step``, and goes on."""
+    save = session.Session.save
+
+    def killed(self, progress, work) -> None:
+        save(self, progress, work)
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(session.Session, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(cfg)
+    run(cfg)
 
 
 def steps_of(run_dir: Path, drop: tuple[str, ...] = ("time/", "throughput/")) -> list[dict]:

@@ -1,7 +1,6 @@
 """Tiny models that close early, prompts of every shape, and rollouts one at a time: what engines are held against."""
 
 import functools
-import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,15 +115,9 @@ def prompt(of: Trunk, cut: int, suffix: Sequence[int] = (MARKERS.opener,)) -> Pr
 
 
 @pytest.fixture(scope="session")
-def fake():
+def fake(module_at):
     """The module `fake_backend`: engines without a model."""
-    path = Path(__file__).with_name("fake_backend.py")
-    spec = importlib.util.spec_from_file_location("fake_backend", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).with_name("fake_backend.py"))
 
 
 @pytest.fixture
