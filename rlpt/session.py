@@ -23,6 +23,7 @@ from rlpt.hints import HintedSupply, hint_of
 from rlpt.masker import MaskerSupply, masker_of
 from rlpt.mixture import stage_stream
 from rlpt.optim import adamw
+from rlpt.phases import CLOCK, phase
 from rlpt.policy import load
 from rlpt.policy.load import Blueprint
 from rlpt.policy.policy import Policy
@@ -102,6 +103,7 @@ class Session:
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
+        CLOCK.step = progress.step
         return progress
 
     def _fresh(self) -> Progress:
@@ -225,7 +227,9 @@ class Session:
 
     def publish(self, step: int) -> None:
         """Send the weights to the engine, once per version."""
-        if self.engine.version != step:
+        if self.engine.version == step:
+            return
+        with phase("publish"):
             sync.publish(self.policy, self.engine, step)
 
     def evaluate(self, stage: str, step: int) -> Evaluation:
@@ -310,6 +314,7 @@ class Session:
         """End the engine: its processes, files and memory."""
         self.engine.close()
 
+    @phase("save")
     def save(self, progress: Progress, work: Work | None) -> None:
         """A checkpoint: all parts inside a stage, the weights alone between two stages."""
         progress.seconds += time.perf_counter() - self.started

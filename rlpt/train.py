@@ -13,6 +13,7 @@ from rlpt.config import RunConfig
 from rlpt.console import progress as progress_bar
 from rlpt.journal import describe, one_line, record_rollouts, write_summary
 from rlpt.mixture import open_shards
+from rlpt.phases import CLOCK, phase
 from rlpt.policy.load import blueprint
 from rlpt.preflight import check
 from rlpt.rl_update import rl_score, rl_step
@@ -82,6 +83,7 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
         ) from error
     progress.step += 1
     progress.stage_step += 1
+    CLOCK.step = progress.step
     taken = work.supply.next if work.supply else progress.cursor + stage.documents_per_step
     progress.cursor = taken
     values = {"loss/grad_norm": stepped.grad_norm, "time/step": time.perf_counter() - started}
@@ -104,7 +106,8 @@ def next_token_train_step(
     world = session.world
     samples = work.stream.take(progress.cursor, stage.documents_per_step, world.rank, world.size)
     frames = [work.framer.frame(epoch, document) for epoch, document in samples]
-    return next_token_step(work.learner, frames, stage, progress.stage_step)
+    with phase("update"):
+        return next_token_step(work.learner, frames, stage, progress.stage_step)
 
 
 def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progress) -> Stepped:
@@ -115,13 +118,15 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     started = time.perf_counter()
     if work.supply.samples:
         session.publish(progress.step)
-    batch = work.supply.take(progress.step, stage.steps - progress.stage_step)
-    session.engine.rest()
+    with phase("generate"):
+        batch = work.supply.take(progress.step, stage.steps - progress.stage_step)
+        session.engine.rest()
     generated = time.perf_counter() - started
     update = rl_step if cfg.rollout.train else rl_score
-    stepped = update(
-        work.learner, batch.groups, work.reward, stage, progress.step, progress.stage_step
-    )
+    with phase("update"):
+        stepped = update(
+            work.learner, batch.groups, work.reward, stage, progress.step, progress.stage_step
+        )
     assert stepped.rewarded is not None
     work.supply.rated(batch, stepped.rewarded)
     work.supply.trained(batch)
@@ -149,9 +154,10 @@ def between_steps(session: Session, work: Work, stage: Stage, progress: Progress
 
 def evaluate(session: Session, stage: Stage, progress: Progress) -> float:
     """Held-out questions, if the stage has some, and held-out text; returns the gain there, nats per token."""
-    if isinstance(stage, RLVRStage):
-        session.answer(stage, progress.step)
-    return session.evaluate(stage.name, progress.step).gain
+    with phase("evaluate"):
+        if isinstance(stage, RLVRStage):
+            session.answer(stage, progress.step)
+        return session.evaluate(stage.name, progress.step).gain
 
 
 def check_start(session: Session, stage: Stage, progress: Progress) -> None:

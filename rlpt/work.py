@@ -12,6 +12,7 @@ from rlpt.config import RunConfig
 from rlpt.critic import Critic
 from rlpt.frames import Framer
 from rlpt.guards import ROUNDING
+from rlpt.phases import phase
 from rlpt.policy.foreign import encoded, foreign
 from rlpt.policy.load import Blueprint, copy_weights
 from rlpt.policy.policy import Policy
@@ -118,7 +119,7 @@ class Outfit:
         centred = self.stage.cancels_baselines
         token_bytes = partial(self.plan.token_bytes, self.shards)
         kit = Kit(scorers, markers, centred, token_bytes, separator, self._noise)
-        return self.stage.built(kit)
+        return phase("score")(self.stage.built(kit))
 
     def _foreign(self, scorers: dict[str, Scorer], tokens: int) -> Ids | None:
         """Add another model's scorer, if the reward names one; what stands for the markers there."""
