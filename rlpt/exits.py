@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 
 USER_MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
+_LONGEST_LINE = 2000
 
 _AFTER_A_FAULT = (
     "rlpt: a fault, not a mistake of yours. Finished work is kept: repeat the command to go on "
@@ -78,7 +79,16 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def one_line(message: str) -> str:
+    """A message as a terminal may show it: what a file or a page put in breaks no line and sends no control codes."""
+    flat = " ".join(line.strip() for line in message.splitlines())
+    cut = flat if len(flat) <= _LONGEST_LINE else f"{flat[:_LONGEST_LINE]}..."
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return "".join(shown)
+
+
 def _report(message: str, code: int, as_json: bool) -> int:
+    message = one_line(message)
     rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     print(f"{rank}{message}", file=sys.stderr, flush=True)
     if as_json and is_main_rank():

@@ -7,6 +7,7 @@ that says where, what and the remedy in one line. Every user mistake in the proj
 import copy
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 
 
 class UserError(ValueError):
@@ -79,6 +80,15 @@ def parse(model: type[M], table: dict[str, Any], where: str, overrides: Sequence
     return _validate(model, changed, where, overrides)
 
 
+def json_of(data: bytes | str) -> Any:
+    """What JSON holds, for files that rlpt wrote itself. Raises ValueError for anything else.
+
+    Unlike `json.loads` it also refuses what would fail further on: more than 200 levels, half a
+    character. NaN and the infinities are numbers.
+    """
+    return from_json(data)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The remedy for a mistyped name: the nearest valid one, or all of them."""
     names = list(valid)
@@ -93,7 +103,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {what}; {nearest(path.name, siblings)}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # ValueError: no UTF-8, no TOML, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid TOML: {error}; correct the file") from error
 
 
@@ -123,7 +134,7 @@ def _descend(here: Any, part: str, override: str) -> Any:
 
 
 def _index(items: list[Any], part: str, override: str) -> int:
-    if not part.isdecimal() or int(part) >= len(items):
+    if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(items):
         valid = f"0..{len(items) - 1}"
         raise UserError(f"--set {override}: {part!r} is not an index; use one of {valid}")
     return int(part)
@@ -133,7 +144,7 @@ def _value(text: str, override: str) -> Any:
     """A TOML value, or the text itself when it is a bare word such as a path."""
     try:
         parsed = tomllib.loads(f"v = {text}")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if not text or text[0] in "\"'[{" or "\n" in text:
             raise UserError(f"--set {override}: not a TOML value: {error}; quote it") from error
         return text
@@ -145,7 +156,11 @@ def _value(text: str, override: str) -> Any:
 def _validate(model: type[M], table: dict[str, Any], where: str, overrides: Sequence[str]) -> M:
     """JSON mode: a list is a tuple and a string a path, yet "5" is never a number."""
     try:
-        return model.model_validate_json(json.dumps(table, default=str))
+        text = json.dumps(table, default=str)
+    except RecursionError as error:
+        raise UserError(f"{where}: tables within tables without end; flatten them") from error
+    try:
+        return model.model_validate_json(text)
     except pydantic.ValidationError as error:
         # A mistyped key is also a missing one: the typo is the line that helps.
         details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")

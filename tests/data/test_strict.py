@@ -1,14 +1,16 @@
 """A mistake in a configuration is one line: where, what, remedy."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pydantic
 import pytest
 
-from rlpt_data.strict import Strict, UserError, load, parse
+from rlpt_data.strict import Strict, UserError, json_of, load, parse
 
 
 class Sweep(Strict):
@@ -143,3 +145,35 @@ def test_parse_names_where_the_table_came_from() -> None:
     assert parse(Job, {"seed": 2}, "elsewhere").seed == 2
     with pytest.raises(UserError, match=r"^elsewhere: unknown key 'x' for Job"):
         parse(Job, {"x": 2}, "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed = " + "9" * 5000,
+        "stage = " + "[" * 5000,
+        ".".join("a" * 5000) + " = 1",
+        "first." + ".".join("a" * 300) + " = 1",
+    ],
+    ids=["digits", "lists", "tables", "levels"],
+)
+def test_numbers_and_tables_without_end_are_mistakes(job: Loader, text: str) -> None:
+    with pytest.raises(UserError, match=r"job\.toml"):
+        job(text)
+    with pytest.raises(UserError, match=r"job\.toml|--set"):
+        job(TWO_STAGES, text.replace(" = ", "="))
+
+
+def test_an_index_of_thousands_of_digits_is_none(job: Loader) -> None:
+    with pytest.raises(UserError, match=r"--set stage\.9+=1: '9+' is not an index; use one of"):
+        job(TWO_STAGES, f"stage.{'9' * 5000}=1")
+
+
+def test_json_of_ours_reads_back_bit_for_bit_and_refuses_the_rest() -> None:
+    numbers = np.random.default_rng(0).integers(0, 2**64, 20_000, np.uint64).view(np.float64)
+    written = json.dumps(numbers.tolist())
+    # NaN is a number here; its bits are no part of the text.
+    assert np.array_equal(json_of(written), numbers, equal_nan=True)
+    for text in ("[" * 202 + "]" * 202, "[" * 100_000, '"\\ud800"', "9" * 5000, "1 2", ""):
+        with pytest.raises(ValueError, match="line 1"):
+            json_of(text)

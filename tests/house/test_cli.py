@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+# Loaded before `stand_in` puts something else in the place of rlpt.report.
+import rlpt.report.run  # noqa: F401
 from rlpt import cli, exits
 from rlpt_data.strict import UserError
 
@@ -240,3 +242,16 @@ def test_commands_that_need_shards_here_say_so_of_a_url(
     assert exit_code("data", *words, "s3://bucket/web") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("s3://bucket/web: this command needs the shards on this machine")
+
+
+def test_a_mistake_is_one_line_whatever_a_file_put_into_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def body() -> None:
+        raise UserError("a\n  b\u2028c \x1b[31m \ud800 " + "z" * 5000)
+
+    assert exits.guarded(body) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("a b c \\x1b[31m \\ud800 zzz")
+    assert line.endswith("z...")
+    assert len(line) < 2100
