@@ -6,16 +6,21 @@ One code path serves 1 rank and many: without torchrun a group of one is made in
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 from torch._C._distributed_c10d import HashStore
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlpt.exits import FaultError
 from rlpt_data.strict import UserError
+
+_PATIENCE = timedelta(hours=2)
+"""How long one rank may write to a slow file system while the others wait for it beside the training."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    group: ProcessGroup | None = None
+    """Whose collectives these are; None: training's."""
 
     @property
     def is_main(self) -> bool:
@@ -44,6 +51,17 @@ def world() -> Iterator[World]:
     finally:
         if owned:
             torch_dist.destroy_process_group()
+
+
+def beside(world: World) -> World:
+    """The same ranks with a group of their own, on CPUs: for a thread that runs beside the training. Collective."""
+    group = torch_dist.new_group(timeout=_PATIENCE, backend="gloo")
+    return replace(world, device=torch.device("cpu"), group=group)
+
+
+def leave(world: World) -> None:
+    """Give a group from `beside` back."""
+    torch_dist.destroy_process_group(world.group)
 
 
 def _device() -> torch.device:
@@ -76,7 +94,7 @@ def total(values: Sequence[float], world: World) -> list[float]:
     """Sums over ranks, in float64, the same on every rank."""
     tensor = torch.tensor(list(values), dtype=torch.float64, device=world.device)
     if world.size > 1:
-        torch_dist.all_reduce(tensor)
+        torch_dist.all_reduce(tensor, group=world.group)
     return tensor.tolist()
 
 
@@ -84,7 +102,7 @@ def largest(value: int, world: World) -> int:
     """The maximum over ranks."""
     tensor = torch.tensor(value, dtype=torch.int64, device=world.device)
     if world.size > 1:
-        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX)
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX, group=world.group)
     return int(tensor)
 
 
@@ -92,7 +110,7 @@ def greatest(values: Sequence[float], world: World) -> list[float]:
     """Maxima over ranks, in float64, the same on every rank."""
     tensor = torch.tensor(list(values), dtype=torch.float64, device=world.device)
     if world.size > 1:
-        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX)
+        torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX, group=world.group)
     return tensor.tolist()
 
 
@@ -119,13 +137,13 @@ def gathered(item: Any, world: World) -> list[Any]:
     if world.size == 1:
         return [item]
     everyones: list[Any] = [None] * world.size
-    torch_dist.all_gather_object(everyones, item)
+    torch_dist.all_gather_object(everyones, item, group=world.group)
     return everyones
 
 
 def barrier(world: World) -> None:
     if world.size > 1:
-        torch_dist.barrier()
+        torch_dist.barrier(group=world.group)
 
 
 def together(action: Callable[[], None], world: World) -> None:

@@ -56,9 +56,14 @@ class EvaluationConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    every: Count = 0
+    every: Count = 100
     """Steps between checkpoints; 0: only at stage ends."""
     keep_last: Positive = 3
+    """The newest so many are kept."""
+    keep_every: Count = 0
+    """Kept besides: those whose step is a multiple of it; 0: none."""
+    async_save: bool = True
+    """Write while training goes on, from a copy in CPU memory; false: training waits for the file system."""
 
 
 class LogConfig(Strict):

@@ -158,8 +158,11 @@ def resolved(cfg: RunConfig) -> dict[str, Any]:
     return cfg.model_dump(mode="json")
 
 
-_GATES = ("require_gain", "until_gain", "wandb_project", "wandb_mode")
-"""Keys that judge or show a run and do not change what it computes: they may differ when it goes on."""
+_GATES = (
+    *("require_gain", "until_gain", "wandb_project", "wandb_mode"),
+    *("checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.async_save"),
+)
+"""Keys that judge, show or keep a run and do not change what it computes: they may differ when it goes on."""
 
 
 def check_folder(cfg: RunConfig) -> None:

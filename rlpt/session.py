@@ -10,7 +10,7 @@ from typing import Any
 
 from rlpt import checkpoint, dist
 from rlpt.agreement import Trial
-from rlpt.checkpoint import Progress
+from rlpt.checkpoint import Progress, Saver
 from rlpt.config import RunConfig
 from rlpt.console import say
 from rlpt.evaluate import answers, files
@@ -59,6 +59,7 @@ class Session:
     log: RunLog
     policy: Policy
     engine: Engine
+    saver: Saver
     started: float = field(default_factory=time.perf_counter)
     unfinished: Progress | None = None
     """Progress of a checkpoint inside a stage, whose other parts `begin` restores."""
@@ -78,11 +79,12 @@ class Session:
         """The policy as the configuration starts it, and an engine without weights."""
         check_shares(cfg, world, plan.layout)
         policy = load.load(cfg.policy, plan, world, cfg.seed)
+        saver = Saver(cfg.run_dir, cfg.checkpoint, world)
         engine = open_engine(
             *(cfg.engine, cfg.policy, plan, cfg.thought, cfg.longest_branch),
             *(str(shards.manifest.tokenizer_hash), cfg.run_dir / "engine", cfg.seed, world),
         )
-        return cls(cfg, shards, plan, world, log, policy, engine)
+        return cls(cfg, shards, plan, world, log, policy, engine, saver)
 
     def resume(self, how: str) -> Progress:
         """Progress of the newest complete checkpoint, its weights loaded; a fresh start where there is none."""
@@ -311,8 +313,11 @@ class Session:
         return means
 
     def close(self) -> None:
-        """End the engine: its processes, files and memory."""
-        self.engine.close()
+        """End the save in flight, and the engine: its processes, files and memory."""
+        try:
+            self.saver.close()
+        finally:
+            self.engine.close()
 
     @phase("save")
     def save(self, progress: Progress, work: Work | None) -> None:
@@ -323,6 +328,9 @@ class Session:
         parts = work.parts() if work is not None else {"policy": self.policy}
         rows = work.supply.rows() if work is not None and work.supply is not None else []
         own = {f"{_SUPPLY}{self.world.rank}.jsonl.zst": packed(rows)} if rows else {}
-        checkpoint.save(
-            self.cfg.run_dir, progress, parts, self.cfg.checkpoint.keep_last, self.world, own
-        )
+        self.saver.save(progress, parts, own)
+
+    @phase("save")
+    def settle(self) -> None:
+        """Wait for the save in flight. Raises FaultError, on every rank, where it failed on any."""
+        self.saver.settle()

@@ -63,6 +63,7 @@ def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
             if progress.stage_step < stage.steps and between_steps(session, work, stage, progress):
                 break
     work.close()
+            session.saver.look()
     evaluate(session, stage, progress)
     progress.stage, progress.stage_step, progress.cursor = progress.stage + 1, 0, 0
     session.save(progress, None)
@@ -70,6 +71,7 @@ def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
 
 def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> dict[str, float]:
     """One optimiser step and its line of metrics."""
+    session.settle()
     started = time.perf_counter()
     try:
         if isinstance(stage, RLStage):

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rlpt import checkpoint, dist, runlog
 from rlpt.config import RunConfig
 from rlpt.jobs import EvalJobConfig
+from rlpt.observe import CheckpointConfig
 from rlpt.policy import load
 from rlpt_data.prepare import PrepareConfig, prepare
 from rlpt_data.shards import ShardFolder
@@ -57,12 +59,14 @@ def saved_run(
     }
     cfg = parse(RunConfig, table, "test")
     folder = ShardFolder.open(shards_dir)
-    with dist.world() as world:
+    keep = CheckpointConfig(keep_last=len(steps))
+    with dist.world() as world, closing(checkpoint.Saver(run_dir, keep, world)) as saver:
         for step in steps:
             plan = load.blueprint(cfg.policy, folder, 100)
             policy = load.load(cfg.policy, plan, world, seed=3 + step)
             progress = checkpoint.Progress(step=step, tokenizer=str(folder.manifest.tokenizer_hash))
-            checkpoint.save(run_dir, progress, {"policy": policy}, len(steps), world)
+            saver.save(progress, {"policy": policy})
+            saver.settle()
     runlog.write_json(run_dir / "config.json", runlog.resolved(cfg))
     runlog.write_json(run_dir / "environment.json", {"ranks": 1})
     for step in range(1, max(steps) + 1):

@@ -1,0 +1,33 @@
+"""Checkpoints: named stateful parts through DCP, a progress record, and a marker that is written last.
+
+`folders` says what lies where and when it is complete, `saving` writes beside the training, `reading` brings it back.
+"""
+
+from rlpt.checkpoint.folders import (
+    MARKER,
+    Progress,
+    complete_steps,
+    defect,
+    find,
+    incomplete,
+    path_of,
+    read_progress,
+)
+from rlpt.checkpoint.reading import check_tokenizer, files, load_weights, restore
+from rlpt.checkpoint.saving import Saver
+
+__all__ = [
+    "MARKER",
+    "Progress",
+    "Saver",
+    "check_tokenizer",
+    "complete_steps",
+    "defect",
+    "files",
+    "find",
+    "incomplete",
+    "load_weights",
+    "path_of",
+    "read_progress",
+    "restore",
+]

@@ -1,0 +1,137 @@
+"""What lies in `RUN_DIR/checkpoints`, and which of it is complete.
+
+A folder `step_NNNNNN` without its marker is not a checkpoint. The marker is a manifest: the size and the hash of every
+file, written and synced last, before the folder gets its name.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rlpt_data.strict import UserError
+
+MARKER = "COMPLETE"
+FORMAT = 2
+"""Of the marker. The first one had sizes alone."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. With stateless order and sampling this is all that the data and the engine need."""
+
+    step: int = 0
+    """Optimiser steps done, over all stages: also the version of the weights."""
+    stage: int = 0
+    stage_step: int = 0
+    cursor: int = 0
+    """Samples of this stage's order that are consumed."""
+    seconds: float = 0.0
+    """Wall time of all sessions of this run."""
+    journals: dict[str, int] = field(default_factory=dict)
+    """Bytes of the run's journals at this point."""
+    shards: str = ""
+    """Content hash of the shards that the order runs over."""
+    tokenizer: str = ""
+    """Hash of the tokenizer whose ids the weights know."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a checkpoint, as its manifest has it."""
+
+    bytes: int
+    blake2b: str | None
+    """None in a checkpoint of the first format."""
+
+
+def entry_of(path: Path) -> Entry:
+    """Size and hash of a file as it lies there."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    return Entry(path.stat().st_size, digest.hexdigest())
+
+
+def marker_text(entries: Mapping[str, Entry]) -> str:
+    files = {name: asdict(entry) for name, entry in sorted(entries.items())}
+    return json.dumps({"format": FORMAT, "files": files}, indent=1)
+
+
+def manifest(path: Path) -> dict[str, Entry]:
+    """The files of a checkpoint by name. Raises ValueError where its marker is damaged."""
+    try:
+        table = json.loads((path / MARKER).read_text())
+        return {name: _entry(found) for name, found in table["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"its {MARKER} marker is damaged") from error
+
+
+def _entry(found: object) -> Entry:
+    return Entry(found, None) if isinstance(found, int) else Entry(**found)  # pyright: ignore[reportCallIssue]
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_")[:6])
+
+
+def folders(run_dir: Path) -> list[Path]:
+    """All that look like checkpoints, oldest first."""
+    return sorted((run_dir / "checkpoints").glob("step_??????"))
+
+
+def complete_steps(run_dir: Path) -> list[int]:
+    """Steps of the complete checkpoints, oldest first. A folder without a valid marker is named in a warning."""
+    for path in incomplete(run_dir):
+        warnings.warn(f"{path}: {defect(path)}; it is passed over", stacklevel=2)
+    return [step_of(path) for path in folders(run_dir) if defect(path) is None]
+
+
+def incomplete(run_dir: Path) -> list[Path]:
+    """Folders that look like checkpoints and are none."""
+    return [path for path in folders(run_dir) if defect(path) is not None]
+
+
+def defect(path: Path) -> str | None:
+    """Why a folder is not a complete checkpoint, as far as names and sizes tell, or None."""
+    if not (path / MARKER).is_file():
+        return f"no {MARKER} marker: saving was cut short"
+    try:
+        entries = manifest(path)
+    except ValueError as error:
+        return str(error)
+    for name, entry in entries.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else None
+        if found != entry.bytes:
+            return f"{name} has {found} bytes, the marker says {entry.bytes}"
+    return None
+
+
+def find(reference: str) -> Path:
+    """`RUN_DIR@STEP` or `RUN_DIR@last` -> the folder of a complete checkpoint. Raises UserError."""
+    run, _, step = reference.rpartition("@")
+    if not run or not (step == "last" or step.isdigit()):
+        raise UserError(f"{reference!r}: not a checkpoint; write RUN_DIR@STEP or RUN_DIR@last")
+    if step == "last":
+        steps = complete_steps(Path(run))
+        if not steps:
+            raise UserError(f"{run}: no complete checkpoint in its checkpoints folder; train first")
+        return path_of(Path(run), steps[-1])
+    path = path_of(Path(run), int(step))
+    if not path.is_dir():
+        known = ", ".join(map(str, complete_steps(Path(run)))) or "none"
+        raise UserError(f"{path}: no such checkpoint; complete ones: {known}")
+    if (reason := defect(path)) is not None:
+        raise UserError(
+            f"{path}: {reason}; name another step, or RUN_DIR@last for the newest complete one"
+        )
+    return path
+
+
+def read_progress(path: Path) -> Progress:
+    return Progress(**json.loads((path / "progress.json").read_text()))

@@ -1,0 +1,79 @@
+"""Checkpoints come back: in place, on any number of ranks, or the weights alone."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
+from rlpt.checkpoint.folders import Progress, read_progress
+from rlpt.policy.policy import Policy
+from rlpt_data.strict import UserError
+
+
+def state_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Named parts -> the nested state that DCP reads and writes."""
+    state: dict[str, Any] = {}
+    for name, part in parts.items():
+        if isinstance(part, Policy):
+            state[name] = {key: value.detach() for key, value in part.named_parameters()}
+        elif isinstance(part, tuple):
+            state[name] = get_optimizer_state_dict(*part)
+        else:
+            state[name] = part
+    return state
+
+
+def restore(path: Path, parts: Mapping[str, Any]) -> Progress:
+    """Read the parts back in place, on any number of ranks."""
+    state = state_of(parts)
+    _quietly(lambda: dcp_load(state, checkpoint_id=path))
+    for name, part in parts.items():
+        if isinstance(part, tuple):
+            set_optimizer_state_dict(*part, optim_state_dict=state[name])
+    if isinstance(rng := state.get("rng"), dict):
+        torch.set_rng_state(rng["torch"])
+    return read_progress(path)
+
+
+def files(path: Path, prefix: str) -> list[tuple[str, bytes]]:
+    """Files of a checkpoint that single ranks wrote: (path, contents)."""
+    return [(str(file), file.read_bytes()) for file in sorted(path.glob(f"{prefix}*"))]
+
+
+def check_tokenizer(path: Path, tokenizer: str) -> None:
+    """Raises UserError where a checkpoint knows the ids of another tokenizer than that of the given hash."""
+    if (known := read_progress(path).tokenizer) != tokenizer:
+        raise UserError(
+            f"{path}: its tokenizer has hash {known}, the shards' has {tokenizer}; use the shards it was trained on, "
+            "or prepare new ones with that run's tokenizer"
+        )
+
+
+def load_weights(path: Path, policy: Policy, tokenizer: str) -> None:
+    """The policy's weights alone. Raises UserError where they are another model's or of another tokenizer."""
+    check_tokenizer(path, tokenizer)
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    for name, parameter in policy.named_parameters():
+        found = getattr(stored.get(f"policy.{name}"), "size", None)
+        if found != parameter.shape:
+            has = "is absent" if found is None else f"has shape {tuple(found)}"
+            raise UserError(
+                f"{path}: tensor {name} {has}, this policy needs {tuple(parameter.shape)}; give [policy] the "
+                "architecture of the run it starts from"
+            )
+    restore(path, {"policy": policy})
+
+
+def _quietly(call: Any) -> None:
+    with warnings.catch_warnings():
+        # DCP warns of its own deprecated internals and of running without several ranks.
+        warnings.simplefilter("ignore")
+        call()
