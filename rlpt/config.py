@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
 from rlpt.limits import MismatchConfig
-from rlpt.observe import CheckpointConfig, EvaluationConfig, LogConfig
+from rlpt.observe import CheckpointConfig, EvaluationConfig, LogConfig, SupervisionConfig
 from rlpt.reward.masker import MaskerConfig
 from rlpt.rlvr import RLVRStage, RunStage
 from rlpt.stages import Count, NextTokenStage, Positive, Rate, RLStage
@@ -188,6 +188,7 @@ class RunConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
 
     @model_validator(mode="after")
     def _combinations(self) -> "RunConfig":

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 from torch._C._distributed_c10d import HashStore
-from torch.distributed import ProcessGroup
+from torch.distributed import PrefixStore, ProcessGroup, Store, distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlpt.exits import FaultError
+from rlpt.phases import CLOCK
 from rlpt_data.strict import UserError
 
 _PATIENCE = timedelta(hours=2)
 """How long one rank may write to a slow file system while the others wait for it beside the training."""
+_STORE_PATIENCE = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,25 @@ def leave(world: World) -> None:
     torch_dist.destroy_process_group(world.group)
 
 
+def own_store(world: World) -> Store | None:
+    """The store that the process group met at, through a connection that a thread has for itself; None for one rank.
+
+    Its calls raise RuntimeError where nobody answers for a few seconds.
+    """
+    if world.size == 1:
+        return None
+    # torch's own types do not know of `clone`.
+    store: Store = distributed_c10d._get_default_store().clone()  # pyright: ignore[reportAttributeAccessIssue]
+    store.set_timeout(_STORE_PATIENCE)
+    return PrefixStore("watchdog", store)
+
+
+def _come(world: World) -> None:
+    """Of the collectives of training: those beside it have an order of their own."""
+    if world.group is None:
+        CLOCK.enter()
+
+
 def _device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -94,6 +115,7 @@ def total(values: Sequence[float], world: World) -> list[float]:
     """Sums over ranks, in float64, the same on every rank."""
     tensor = torch.tensor(list(values), dtype=torch.float64, device=world.device)
     if world.size > 1:
+        _come(world)
         torch_dist.all_reduce(tensor, group=world.group)
     return tensor.tolist()
 
@@ -102,6 +124,7 @@ def largest(value: int, world: World) -> int:
     """The maximum over ranks."""
     tensor = torch.tensor(value, dtype=torch.int64, device=world.device)
     if world.size > 1:
+        _come(world)
         torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX, group=world.group)
     return int(tensor)
 
@@ -110,6 +133,7 @@ def greatest(values: Sequence[float], world: World) -> list[float]:
     """Maxima over ranks, in float64, the same on every rank."""
     tensor = torch.tensor(list(values), dtype=torch.float64, device=world.device)
     if world.size > 1:
+        _come(world)
         torch_dist.all_reduce(tensor, op=torch_dist.ReduceOp.MAX, group=world.group)
     return tensor.tolist()
 
@@ -136,6 +160,7 @@ def gathered(item: Any, world: World) -> list[Any]:
     """Every rank's item, in the order of the ranks."""
     if world.size == 1:
         return [item]
+    _come(world)
     everyones: list[Any] = [None] * world.size
     torch_dist.all_gather_object(everyones, item, group=world.group)
     return everyones
@@ -143,6 +168,7 @@ def gathered(item: Any, world: World) -> list[Any]:
 
 def barrier(world: World) -> None:
     if world.size > 1:
+        _come(world)
         torch_dist.barrier(group=world.group)
 
 

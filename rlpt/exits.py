@@ -1,4 +1,4 @@
-"""How a command ends: 0 success, 2 the user's mistake, 1 a fault, 130 an interrupt.
+"""How a command ends: 0 success, 2 the user's mistake, 1 a fault, 130 an interrupt, 143 another signal that asks it to.
 
 Bodies raise, and this is the one place that turns what they raised into words and a number. It
 imports nothing heavy: a command that fails before its first tensor must fail fast.
@@ -8,10 +8,12 @@ import json
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
-USER_MISTAKE, FAULT, INTERRUPTED = 2, 1, 130
+USER_MISTAKE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 _LONGEST_LINE = 2000
 
 _AFTER_A_FAULT = (
@@ -28,6 +30,14 @@ class FaultError(RuntimeError):
     """A fault of the machine or the numbers, in one line: where, what and the remedy."""
 
 
+class StoppedError(BaseException):
+    """Somebody asked the run to end, and it did; like KeyboardInterrupt it is nothing to recover from."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
     """Run ``body``, return its exit code or the one its error stands for.
 
@@ -37,6 +47,8 @@ def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
         return body() or 0
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED, as_json)
+    except StoppedError as stopped:
+        return _report(str(stopped), stopped.code, as_json) if is_main_rank() else stopped.code
     except BrokenPipeError:
         # `rlpt data inspect DIR | head` is no error; stdout is gone, nothing more may reach it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,10 +99,21 @@ def one_line(message: str) -> str:
     return "".join(shown)
 
 
+def end_now(message: str, code: int) -> NoReturn:
+    """End this process whatever its threads are doing; the kernel and what watches it do the rest."""
+    # Even saying so may hang: stderr can be a full pipe or a file on a dead server.
+    threading.Timer(1.0, os._exit, (code,)).start()
+    os.write(2, f"{_rank()}{message}\n".encode())
+    os._exit(code)
+
+
+def _rank() -> str:
+    return f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+
+
 def _report(message: str, code: int, as_json: bool) -> int:
     message = one_line(message)
-    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"{rank}{message}", file=sys.stderr, flush=True)
+    print(f"{_rank()}{message}", file=sys.stderr, flush=True)
     if as_json and is_main_rank():
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     return code

@@ -1,8 +1,8 @@
 """How a run is observed: evaluations, checkpoints and logs, as configurations."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rlpt.stages import Count, Positive
 from rlpt_data.strict import Strict
@@ -75,3 +75,14 @@ class LogConfig(Strict):
     """Also log to this project of Weights & Biases (the extra `wandb`), with credentials as wandb finds them."""
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
     """offline: into the run folder, for `wandb sync`. disabled: as without a project."""
+
+
+class SupervisionConfig(Strict):
+    """How a run ends that somebody or something ends; changes no number, and may differ when it goes on."""
+
+    hang_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1800.0
+    """A process that does not go on for so long is hanging: it names the rank and the phase, writes the stacks of all
+    threads and ends; 0: never. Above the longest compilation, start of an engine or batch."""
+    stop_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    """Most seconds between a signal and the end: for the step in hand and a checkpoint. Below what the scheduler waits
+    before it kills."""

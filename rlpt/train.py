@@ -12,9 +12,11 @@ from rlpt.checkpoint import Progress
 from rlpt.config import RunConfig
 from rlpt.console import progress as progress_bar
 from rlpt.journal import describe, one_line, record_rollouts, write_summary
+from rlpt.lock import only_one
 from rlpt.mixture import open_shards
 from rlpt.phases import CLOCK, phase
 from rlpt.policy.load import blueprint
+from rlpt.preemption import Stop, stoppable
 from rlpt.preflight import check
 from rlpt.rl_update import rl_score, rl_step
 from rlpt.rlvr import RLVRStage
@@ -22,6 +24,7 @@ from rlpt.runlog import check_folder, open_log
 from rlpt.session import Session
 from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.update import Stepped, next_token_step
+from rlpt.watchdog import watched
 from rlpt.work import Work
 from rlpt_data.strict import UserError
 
@@ -38,40 +41,65 @@ def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str
     if dry_run:
         check_folder(cfg)
         return describe(cfg, shards, plan)
+    supervision = cfg.supervision
     with (
+        stoppable(supervision.stop_seconds) as stop,
         dist.world() as world,
+        only_one(cfg.run_dir, world),
+        watched(supervision.hang_seconds, cfg.run_dir, world),
         open_log(cfg, world) as log,
         closing(Session.open(cfg, shards, plan, world, log)) as session,
     ):
         progress = session.resume(resume)
         log.start(session.checks)
         for stage in cfg.stage[progress.stage :]:
-            run_stage(session, stage, progress)
+            run_stage(session, stage, progress, stop)
         return write_summary(session, progress)
 
 
-def run_stage(session: Session, stage: Stage, progress: Progress) -> None:
+def run_stage(session: Session, stage: Stage, progress: Progress, stop: Stop) -> None:
     """Evaluate where it matters, take the steps, evaluate again, save."""
     check_start(session, stage, progress)
     work = session.begin(stage)
+    with stop.deferred():
+        take_steps(session, work, stage, progress, stop)
+        work.close()
+        evaluate(session, stage, progress)
+        progress.stage, progress.stage_step, progress.cursor = progress.stage + 1, 0, 0
+        session.save(progress, None)
+        session.settle()
+        if asked(stop, session.world):
+            raise stop.stopped(f"at step {progress.step}")
+
+
+def take_steps(
+    session: Session, work: Work, stage: Stage, progress: Progress, stop: Stop
+) -> None:
+    """The steps that are left, with evaluations and checkpoints between them."""
+    began, period = progress.step, session.cfg.checkpoint.every
     with progress_bar(
         stage.name, stage.steps, progress.stage_step, session.world.is_main
     ) as report:
-        while progress.stage_step < stage.steps:
+        while progress.stage_step < stage.steps and not goal_reached(session, stage, progress):
+            if period and progress.stage_step % period == 0 and progress.step > began:
+                session.save(progress, work)
             metrics = run_step(session, work, stage, progress)
-            report(progress.stage_step, one_line(metrics))
-            if progress.stage_step < stage.steps and between_steps(session, work, stage, progress):
-                break
-    work.close()
             session.saver.look()
-    evaluate(session, stage, progress)
-    progress.stage, progress.stage_step, progress.cursor = progress.stage + 1, 0, 0
-    session.save(progress, None)
+            report(progress.stage_step, one_line(metrics))
+            if asked(stop, session.world):
+                session.save(progress, work)
+                session.settle()
+                raise stop.stopped(f"at step {progress.step}")
+
+
+def asked(stop: Stop, world: dist.World) -> bool:
+    """Whether the run is to end: a signal may have reached only one of the ranks. Collective."""
+    stop.asked = dist.largest(stop.asked, world)
+    return stop.asked > 0
 
 
 def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> dict[str, float]:
     """One optimiser step and its line of metrics."""
-    session.settle()
     started = time.perf_counter()
     try:
         if isinstance(stage, RLStage):
@@ -138,20 +166,14 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
     return stepped
 
 
-def between_steps(session: Session, work: Work, stage: Stage, progress: Progress) -> bool:
-    """Periodic evaluation and checkpoint inside a stage; True where the stage has reached its goal."""
+def goal_reached(session: Session, stage: Stage, progress: Progress) -> bool:
+    """Periodic evaluation inside a stage; True where the stage has reached its goal."""
     every = session.cfg.evaluation.every
-    if every and progress.stage_step % every == 0:
-        gain = evaluate(session, stage, progress)
-        if (
-            isinstance(stage, NextTokenStage)
-            and stage.until_gain is not None
-            and gain >= stage.until_gain
-        ):
-            return True
-    if (period := session.cfg.checkpoint.every) and progress.stage_step % period == 0:
-        session.save(progress, work)
-    return False
+    if not every or progress.stage_step == 0 or progress.stage_step % every:
+        return False
+    gain = evaluate(session, stage, progress)
+    goal = stage.until_gain if isinstance(stage, NextTokenStage) else None
+    return goal is not None and gain >= goal
 
 
 def evaluate(session: Session, stage: Stage, progress: Progress) -> float:

@@ -1,0 +1,166 @@
+"""Ends a run that hangs, and says which rank in which phase of which step, with the stacks of all threads.
+
+Each rank has a thread that looks at `rlpt.phases.CLOCK` and tells the others through the store of the process group.
+The first to be late makes all of them write their stacks; then they end together. A rank that is stopped cannot speak
+for itself: the others name it. Where native code holds the interpreter so that this thread cannot run either,
+faulthandler's own one, which needs no interpreter, ends the process.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from torch.distributed import Store
+
+from rlpt import dist
+from rlpt.exits import FAULT, end_now
+from rlpt.phases import CLOCK
+
+_MOST_SECONDS = 5.0
+"""Between two looks."""
+_LATE = "late"
+"""Key of the store that the first late rank sets."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a rank stands, as it last told."""
+
+    rank: int
+    phase: str = "start"
+    step: int = 0
+    entered: int = -1
+    idle: float = 0.0
+    """Seconds since it went on."""
+    answers: bool = False
+    """Whether it told so after it was asked, so that its process runs."""
+    host: str = ""
+    pid: int = 0
+
+
+@contextmanager
+def watched(seconds: float, run_dir: Path, world: dist.World) -> Iterator[None]:
+    """End the process where it does not go on for ``seconds`` in here; 0: watch nothing."""
+    if not seconds:
+        yield
+        return
+    CLOCK.beat()
+    watchdog = Watchdog(seconds, run_dir, world, dist.own_store(world))
+    watchdog.thread.start()
+    try:
+        yield
+    finally:
+        watchdog.done.set()
+        watchdog.thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass
+class Watchdog:
+    seconds: float
+    run_dir: Path
+    world: dist.World
+    store: Store | None
+    """None for a rank that is alone."""
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.every = min(_MOST_SECONDS, self.seconds / 4)
+        self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def _watch(self) -> None:
+        lost = False
+        while not self.done.wait(self.every):
+            # Beyond what a hang takes when this thread can run: then it is this thread that speaks.
+            faulthandler.dump_traceback_later(self.seconds + 4 * self.every + 3, exit=True, file=2)
+            late = self.standing().idle >= self.seconds
+            try:
+                self._tell(answers=False)
+                late |= self.store is not None and self.store.check([_LATE])
+            except RuntimeError as error:
+                if not lost:
+                    print(f"watchdog: other ranks cannot be asked: {error}", file=sys.stderr)
+                lost = True
+            if late:
+                self._end()
+
+    def standing(self, answers: bool = False) -> Standing:
+        idle = time.monotonic() - CLOCK.since
+        return Standing(
+            *(self.world.rank, CLOCK.phase, CLOCK.step + 1, CLOCK.entered, idle, answers),
+            *(socket.gethostname(), os.getpid()),
+        )
+
+    def _tell(self, answers: bool) -> None:
+        if self.store is not None:
+            self.store.set(str(self.world.rank), json.dumps(asdict(self.standing(answers))))
+
+    def _end(self) -> NoReturn:
+        path = self.run_dir / f"stacks_rank{self.world.rank}.txt"
+        with path.open("w") as file:
+            faulthandler.dump_traceback(file)
+        faulthandler.dump_traceback(2)
+        standings = [self.standing(answers=True)]
+        if self.store is not None:
+            try:
+                standings = self._asked(self.store)
+            except RuntimeError as error:
+                print(f"watchdog: other ranks cannot be asked: {error}", file=sys.stderr)
+        first = min(standing.rank for standing in standings if standing.answers)
+        line = f"{self.run_dir}: {verdict(standings, self.seconds)}"
+        self._end_silent(standings)
+        end_now(line if first == self.world.rank else f"ended with the others: {path}", FAULT)
+
+    def _asked(self, store: Store) -> list[Standing]:
+        """How all ranks stand, once they have answered or had the time for it."""
+        self._tell(answers=True)
+        store.set(_LATE, "")
+        deadline = time.monotonic() + 2 * self.every + 1
+        while True:
+            found = [self._told(store, rank) for rank in range(self.world.size)]
+            if all(one.answers for one in found) or time.monotonic() > deadline:
+                return found
+            time.sleep(0.1)
+
+    def _told(self, store: Store, rank: int) -> Standing:
+        return (
+            Standing(**json.loads(store.get(str(rank))))
+            if store.check([str(rank)])
+            else Standing(rank)
+        )
+
+    def _end_silent(self, standings: Sequence[Standing]) -> None:
+        """A stopped process takes no SIGTERM, and torchrun would wait for it before it restarts the others."""
+        for standing in standings:
+            if not standing.answers and standing.host == socket.gethostname():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(standing.pid, signal.SIGKILL)
+
+
+def verdict(standings: Sequence[Standing], seconds: float) -> str:
+    """Which rank the others wait for: of those that came least far one that does not answer, or else all of them."""
+    least = min(standing.entered for standing in standings)
+    behind = [standing for standing in standings if standing.entered == least]
+    behind = [one for one in behind if not one.answers] or behind
+    one, several = behind[0], len(behind) > 1
+    who = f"rank{'s' * several} {', '.join(str(each.rank) for each in behind)}"
+    idle = max(each.idle for each in behind if each.answers) if one.answers else seconds
+    waiting = len(standings) > len(behind)
+    return (
+        f"{who} {'have' if several else 'has'} been in phase {one.phase} of step {one.step} for {idle:.0f} s"
+        f"{'' if one.answers else ' or longer, stopped or cut off'}"
+        f"{', and the others wait for ' + ('them' if several else 'it') if waiting else ''} "
+        f"(supervision.hang_seconds = {seconds:g}); stacks are in stacks_rank*.txt there, and the last checkpoint is "
+        "kept: repeat the command to go on from it"
+    )
