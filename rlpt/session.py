@@ -88,12 +88,12 @@ class Session:
 
     def resume(self, how: str) -> Progress:
         """Progress of the newest complete checkpoint, its weights loaded; a fresh start where there is none."""
-        steps = checkpoint.complete_steps(self.cfg.run_dir)
         if how == "never" and has_work(self.cfg.run_dir):
             raise UserError(
                 f"{self.cfg.run_dir}: holds a run already; use --resume auto or another run_dir"
             )
-        progress = self.restored(steps[-1]) if steps else self._fresh()
+        step = checkpoint.newest_intact(self.cfg.run_dir, self.world)
+        progress = self._fresh() if step is None else self.restored(step)
         say(self.plan.note, self.world.is_main)
         trial = Trial(self.cfg, self.shards, self.plan, self.world)
         # A copy in float32 has no gradients of its own yet.
@@ -102,6 +102,8 @@ class Session:
             self.publish(progress.step)
             trial.engine(self.engine, self._in_fp32())
         self.checks = trial.found
+        if self.world.is_main:
+            checkpoint.set_aside(self.cfg.run_dir, progress.step)
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
@@ -109,11 +111,6 @@ class Session:
         return progress
 
     def _fresh(self) -> Progress:
-        if damaged := checkpoint.incomplete(self.cfg.run_dir):
-            raise UserError(
-                f"{self.cfg.run_dir}: has no complete checkpoint but {damaged[0].name}, which is damaged; put it "
-                "right, or remove that folder to start over"
-            )
         if self.cfg.init_from is not None:
             tokenizer = str(self.shards.manifest.tokenizer_hash)
             checkpoint.load_weights(checkpoint.find(self.cfg.init_from), self.policy, tokenizer)

@@ -1,15 +1,16 @@
 """Checkpoints: named stateful parts through DCP, a progress record, and a marker that is written last.
 
-`folders` says what lies where and when it is complete, `saving` writes beside the training, `reading` brings it back.
+`folders` says what lies where and when it is complete, `saving` writes beside the training, `choosing` says which one
+a run goes on from, `reading` brings it back.
 """
 
+from rlpt.checkpoint.choosing import newest_intact, set_aside
 from rlpt.checkpoint.folders import (
     MARKER,
     Progress,
     complete_steps,
     defect,
     find,
-    incomplete,
     path_of,
     read_progress,
 )
@@ -25,9 +26,10 @@ __all__ = [
     "defect",
     "files",
     "find",
-    "incomplete",
     "load_weights",
+    "newest_intact",
     "path_of",
     "read_progress",
     "restore",
+    "set_aside",
 ]

@@ -1,6 +1,7 @@
 """What a file system can do to a save: pass after a while, or fail for good."""
 
 import errno
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ _PASSING = {
 
 _PAUSES = (0.5, 2.0, 8.0)
 """Seconds before each further try."""
+
+_ROOM = 2**24
+"""Bytes that a checkpoint leaves, and those that its tensors' headers take."""
 
 _REMEDIES = {
     errno.ENOSPC: "free some space there",
@@ -41,6 +45,16 @@ def retried(action: Callable[[], T]) -> T:
             say(f"checkpoint: {error}; tried again in {pause} s")
             time.sleep(pause)
     return action()
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Raises FaultError where the file system of ``path`` has less room than ``needed`` bytes and some."""
+    wanted, free = int(needed * 1.1) + _ROOM, shutil.disk_usage(path).free
+    if free < wanted:
+        raise FaultError(
+            f"{path}: a checkpoint needs {wanted:,} bytes and {free:,} are free; nothing was written, the last "
+            "complete one is kept: free some space there (`rlpt checkpoint prune`) and repeat the command"
+        )
 
 
 @contextmanager

@@ -6,31 +6,45 @@ file, written and synced last, before the folder gets its name.
 
 import hashlib
 import json
+import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, StrictFloat, StrictInt, TypeAdapter, ValidationError
 
 from rlpt_data.strict import UserError
 
 MARKER = "COMPLETE"
 FORMAT = 2
 """Of the marker. The first one had sizes alone."""
+REPLACED = ".replaced"
+"""Ending of a complete checkpoint while another of its step takes its name."""
+_NAME = re.compile(r"step_\d{6,}")
+
+
+Counted = Annotated[StrictInt, Field(ge=0, lt=2**53)]
 
 
 @dataclass
 class Progress:
     """Where a run stands. With stateless order and sampling this is all that the data and the engine need."""
 
-    step: int = 0
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    step: Counted = 0
     """Optimiser steps done, over all stages: also the version of the weights."""
-    stage: int = 0
-    stage_step: int = 0
-    cursor: int = 0
+    stage: Counted = 0
+    stage_step: Counted = 0
+    cursor: Counted = 0
     """Samples of this stage's order that are consumed."""
-    seconds: float = 0.0
+    seconds: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Wall time of all sessions of this run."""
-    journals: dict[str, int] = field(default_factory=dict)
+    journals: dict[str, Counted] = field(default_factory=dict)
     """Bytes of the run's journals at this point."""
     shards: str = ""
     """Content hash of the shards that the order runs over."""
@@ -42,9 +56,19 @@ class Progress:
 class Entry:
     """One file of a checkpoint, as its manifest has it."""
 
-    bytes: int
+    bytes: Counted
     blake2b: str | None
     """None in a checkpoint of the first format."""
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    files: dict[str, Entry | Counted]
+    format: Annotated[int, Field(ge=1, le=FORMAT)] = 1
+
+
+_MANIFEST = TypeAdapter(_Manifest)
+_PROGRESS = TypeAdapter(Progress)
 
 
 def entry_of(path: Path) -> Entry:
@@ -60,16 +84,21 @@ def marker_text(entries: Mapping[str, Entry]) -> str:
 
 
 def manifest(path: Path) -> dict[str, Entry]:
-    """The files of a checkpoint by name. Raises ValueError where its marker is damaged."""
+    """The files of a checkpoint by name. Raises ValueError where its marker is damaged, or names a file elsewhere."""
     try:
-        table = json.loads((path / MARKER).read_text())
-        return {name: _entry(found) for name, found in table["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        table = _MANIFEST.validate_json((path / MARKER).read_bytes()).files
+    except ValidationError as error:
         raise ValueError(f"its {MARKER} marker is damaged") from error
-
-
-def _entry(found: object) -> Entry:
-    return Entry(found, None) if isinstance(found, int) else Entry(**found)  # pyright: ignore[reportCallIssue]
+    for name in table:
+        # On any system: a name is one part of a path, and what it names lies here.
+        plain = not (set(name) & set("/\\\0") or name in ("", ".", ".."))
+        if not plain or (path / name).resolve().parent != path.resolve():
+            raise ValueError(
+                f"its {MARKER} marker names {name!r}, which is not a file of this folder"
+            )
+    return {
+        n: found if isinstance(found, Entry) else Entry(found, None) for n, found in table.items()
+    }
 
 
 def path_of(run_dir: Path, step: int) -> Path:
@@ -77,12 +106,29 @@ def path_of(run_dir: Path, step: int) -> Path:
 
 
 def step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step_")[:6])
+    return int(path.name.removeprefix("step_"))
 
 
 def folders(run_dir: Path) -> list[Path]:
     """All that look like checkpoints, oldest first."""
-    return sorted((run_dir / "checkpoints").glob("step_??????"))
+    found = (run_dir / "checkpoints").glob("step_*")
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=step_of)
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a folder that is no good, so that its step can be saved again; its new name."""
+    names = (f"{path.name}.damaged{n or ''}" for n in count())
+    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    return path.rename(target)
+
+
+def mend(run_dir: Path) -> None:
+    """Finish what a kill between two renames left: a checkpoint that was to be replaced gets its name back."""
+    for path in (run_dir / "checkpoints").glob(f"step_*{REPLACED}"):
+        if path.with_suffix("").exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(path.with_suffix(""))
 
 
 def complete_steps(run_dir: Path) -> list[int]:
@@ -134,4 +180,18 @@ def find(reference: str) -> Path:
 
 
 def read_progress(path: Path) -> Progress:
-    return Progress(**json.loads((path / "progress.json").read_text()))
+    """Raises UserError where the record is absent or damaged."""
+    record = path / "progress.json"
+    try:
+        progress = _PROGRESS.validate_json(record.read_bytes())
+    except OSError as error:
+        raise UserError(f"{record}: {error.strerror}; use another checkpoint") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise UserError(
+            f"{record}: damaged: {place}: {first['msg']}; restore it, or use another checkpoint"
+        ) from error
+    if progress.step != step_of(path):
+        raise UserError(f"{record}: says step {progress.step}; use another checkpoint")
+    return progress

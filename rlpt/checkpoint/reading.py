@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from rlpt.checkpoint.folders import Progress, read_progress
+from rlpt.checkpoint.metadata import Planner, Reader
 from rlpt.policy.policy import Policy
 from rlpt_data.strict import UserError
 
@@ -32,9 +33,17 @@ def state_of(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(path: Path, parts: Mapping[str, Any]) -> Progress:
-    """Read the parts back in place, on any number of ranks."""
+    """Read the parts back in place, on any number of ranks. Raises UserError where they are damaged. Collective."""
     state = state_of(parts)
-    _quietly(lambda: dcp_load(state, checkpoint_id=path))
+    try:
+        _quietly(lambda: dcp_load(state, storage_reader=Reader(path), planner=Planner()))
+    except CheckpointException as error:
+        cause = error.failures[min(error.failures)][0]
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(
+            f"{path}: cannot be read: {type(cause).__name__}: {cause}; restore it, or use another checkpoint"
+        ) from error
     for name, part in parts.items():
         if isinstance(part, tuple):
             set_optimizer_state_dict(*part, optim_state_dict=state[name])
@@ -60,7 +69,7 @@ def check_tokenizer(path: Path, tokenizer: str) -> None:
 def load_weights(path: Path, policy: Policy, tokenizer: str) -> None:
     """The policy's weights alone. Raises UserError where they are another model's or of another tokenizer."""
     check_tokenizer(path, tokenizer)
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    stored = Reader(path).read_metadata().state_dict_metadata
     for name, parameter in policy.named_parameters():
         found = getattr(stored.get(f"policy.{name}"), "size", None)
         if found != parameter.shape:

@@ -14,14 +14,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.utils._pytree import tree_leaves
 
 from rlpt import dist
 from rlpt.checkpoint import folders
-from rlpt.checkpoint.faults import faulty, retried
+from rlpt.checkpoint.faults import check_space, faulty, retried
 from rlpt.checkpoint.folders import MARKER, Entry, Progress
 from rlpt.checkpoint.reading import state_of
 from rlpt.console import say
@@ -107,7 +109,9 @@ class Saver:
         final = folders.path_of(self.run_dir, step)
         temporary = final.with_suffix(".tmp")
         together = partial(self._together, temporary)
+        needed = _bytes(staged) + sum(dist.gathered(sum(map(len, own.values())), self.beside))
         together(partial(_emptied, temporary), alone=True)
+        together(partial(check_space, temporary, needed), alone=True)
         together(partial(_write_files, temporary, own))
         with faulty(temporary):
             retried(lambda: self._write_tensors(temporary, staged))
@@ -151,6 +155,12 @@ class Saver:
                 shutil.rmtree(folders.path_of(self.run_dir, step))
 
 
+def _bytes(staged: Any) -> int:
+    """Of all ranks' tensors; a sharded one knows its whole shape."""
+    tensors = [leaf for leaf in tree_leaves(staged) if isinstance(leaf, torch.Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def _emptied(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
@@ -171,11 +181,16 @@ def _write_marker(path: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def _name(temporary: Path, final: Path) -> None:
-    """The folder gets its name; one that has it already is replaced if complete, and set aside if not."""
-    if final.exists():
-        shutil.rmtree(final)
+    """The folder gets its name. One that has it already is replaced if it is complete, and set aside if not."""
+    replaced = final.with_suffix(folders.REPLACED)
+    if final.exists() and folders.defect(final) is None:
+        final.rename(replaced)
+    elif final.exists():
+        folders.put_aside(final)
     temporary.rename(final)
     _sync_folder(final.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def _sync_folder(path: Path) -> None:

@@ -50,9 +50,11 @@ def test_a_run_with_nothing_but_a_damaged_checkpoint_is_not_started_over(
 def test_shards_that_changed_under_a_run_are_refused(runs, whole: Path, toml: Path) -> None:
     copy = toml.parent / "run"
     shutil.copytree(whole, copy)
-    path = checkpoint.path_of(copy, 20) / "progress.json"
-    table = json.loads(path.read_text())
-    path.write_text(json.dumps(table | {"shards": "f" * len(table["shards"])}))
+    path = checkpoint.path_of(copy, 20)
+    table = json.loads((path / "progress.json").read_text())
+    table["shards"] = "f" * len(table["shards"])
+    (path / "progress.json").write_text(json.dumps(table))
+    runs.sealed(path)
     assert "was trained on shards with hash fff" in runs.finished(
         toml, "--set", "checkpoint.every=2", code=2
     )

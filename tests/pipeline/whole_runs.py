@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 import zstandard
 
 from rlpt import checkpoint, session
+from rlpt.checkpoint import folders
 from rlpt.cli import main as command_line
 from rlpt.config import RunConfig
 from rlpt.train import run
@@ -92,6 +93,13 @@ def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors
+
+
+def sealed(path: Path) -> None:
+    """Make the marker of a checkpoint fit its files again: what was changed in them is what was saved."""
+    names = [file.name for file in path.iterdir() if file.name != checkpoint.MARKER]
+    entries = {name: folders.entry_of(path / name) for name in names}
+    (path / checkpoint.MARKER).write_text(folders.marker_text(entries))
 
 
 def thoughts_of(run_dir: Path) -> list[tuple]:

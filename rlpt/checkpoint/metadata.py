@@ -1,0 +1,107 @@
+"""DCP's own files are read as data: its `.metadata` is a pickle, and so are its entries that are no tensors.
+
+Nothing but the classes that DCP writes is ever made from a pickle, and no name leads out of the folder: a checkpoint
+from elsewhere can be wrong, but it cannot act.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import ReadItem
+
+from rlpt.checkpoint.folders import manifest
+from rlpt_data.strict import UserError
+
+_CLASSES = {
+    metadata.__name__: {
+        *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+        *("TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    filesystem.__name__: {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    # Where it was written; later versions of Python have moved the class.
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes what DCP writes into `.metadata` and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) == ("torch", "Size"):
+            return torch.Size
+        if name not in _CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"names {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)
+
+
+class Reader(FileSystemReader):
+    """Reads a checkpoint's files without trusting them. Raises UserError for what is not of a checkpoint's kind."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        folder = Path(self.path)
+        path = folder / ".metadata"
+        try:
+            found = _checked(_Unpickler(io.BytesIO(path.read_bytes())).load(), folder)
+        except Exception as error:
+            # A damaged pickle can raise anything at all.
+            raise UserError(
+                f"{path}: damaged or not of a checkpoint: {error}; restore it, or use another checkpoint"
+            ) from error
+        found.storage_meta = StorageMeta(load_id=self.load_id)
+        return found
+
+
+def _checked(found: Any, folder: Path) -> Metadata:
+    """Raises ValueError where a field that reading relies on is of another kind, or a file is not of this folder."""
+    if not isinstance(found, Metadata):
+        raise ValueError(f"holds {type(found).__name__}")
+    for name, entry in found.state_dict_metadata.items():
+        if not isinstance(name, str) or not isinstance(
+            entry, TensorStorageMetadata | BytesStorageMetadata
+        ):
+            raise ValueError(f"entry {name!r} is {type(entry).__name__}")
+    sizes = {name: entry.bytes for name, entry in manifest(folder).items()}
+    for index, place in found.storage_data.items():
+        if not isinstance(index, MetadataIndex) or not isinstance(place, filesystem._StorageInfo):
+            raise ValueError(f"place of {index!r} is {type(place).__name__}")
+        if place.relative_path not in sizes:
+            raise ValueError(f"names file {place.relative_path!r}, which its manifest does not")
+        last = sizes[place.relative_path] - place.length
+        if not 0 <= place.offset <= last or place.length < 0 or place.transform_descriptors:
+            raise ValueError(f"{index.fqn} is no part of {place.relative_path}")
+    return found
+
+
+class Planner(DefaultLoadPlanner):
+    """Reads entries that are no tensors as plain values: DCP's own would run any code that they name."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        name = read_item.dest_index.fqn
+        try:
+            plain = torch.load(value, weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"entry {name} is no plain value: {reason}; use another checkpoint"
+            ) from error
+        again = io.BytesIO()
+        torch.save(plain, again)
+        again.seek(0)
+        super().load_bytes(read_item, again)
