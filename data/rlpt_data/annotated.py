@@ -25,7 +25,8 @@ class AnnotatedSplit(Split):
 
     def __init__(self, folder: ShardFolder, name: str, query: AnnotatedCuts) -> None:
         entries = [e for e in folder.manifest.files if e.path.startswith(f"{name}/")]
-        super().__init__(name, [folder.local(entry.path) for entry in entries])
+        paths = [folder.local(entry.path) for entry in entries]
+        super().__init__(name, paths, folder.manifest.vocab_size)
         found, facts = annotations.find(folder.path, query.proxy, folder.shard_files())
         annotations.check(found, facts)
         self._query = query

@@ -20,7 +20,7 @@ from jaxtyping import Float32, Int64, UInt32
 
 from rlpt_data.manifest import digest, digest_file
 from rlpt_data.queries import AnnotatedCuts
-from rlpt_data.strict import Strict, UserError, parse
+from rlpt_data.strict import Strict, UserError, json_of, parse
 
 FOLDER = "annotations"
 NAME = "annotation.json"
@@ -164,23 +164,33 @@ def find(shards: Path, proxy: str, files: dict[str, str]) -> tuple[Path, Annotat
             f"{root}: {names} match proxy = {proxy!r}, and it must be one; annotate the shards with "
             "`rlpt data annotate`, or give more of the hash"
         )
-    table = json.loads((found[0] / NAME).read_bytes())
-    facts = parse(AnnotationFacts, table, str(found[0] / NAME))
+    facts = _facts(found[0] / NAME)
     if facts.files != files:
         raise UserError(f"{found[0]}: made for other shards; run `rlpt data annotate` again")
     return found[0], facts
 
 
+def _facts(path: Path) -> AnnotationFacts:
+    try:
+        table = json_of(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}; run `rlpt data annotate` again") from error
+    return parse(AnnotationFacts, table, str(path))
+
+
 def read(path: Path) -> Iterator[Annotation]:
-    """The rows of one sidecar, in the order of its shard's documents."""
+    """The rows of one sidecar, in the order of its shard's documents. Raises UserError where it is damaged."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except (OSError, pa.ArrowInvalid) as error:
+        if not reader.schema.equals(SCHEMA):
+            raise ValueError("other columns than this version's")
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            batch.validate(full=True)
+            for row in range(batch.num_rows):
+                yield _annotation(batch, row)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: damaged: {error}; run `rlpt data annotate` again") from error
-    for number in range(reader.num_record_batches):
-        batch = reader.get_batch(number)
-        for row in range(batch.num_rows):
-            yield _annotation(batch, row)
 
 
 def _annotation(batch: pa.RecordBatch, row: int) -> Annotation:

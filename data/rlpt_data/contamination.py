@@ -6,6 +6,7 @@ runs of 8 words; a short item as a whole. Every document that one of them meets 
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rlpt_data.filters import drop
 from rlpt_data.manifest import digest
 from rlpt_data.minhash import ngrams, words
 from rlpt_data.progress import shown
-from rlpt_data.strict import Strict, UserError
+from rlpt_data.strict import Strict, UserError, json_of
 
 LONG, SHORT = 13, 8
 LEAST_WORDS = 5
@@ -198,14 +199,49 @@ class Index:
     def from_bytes(cls, data: bytes, where: str) -> "Index":
         """Raises UserError when this is no index."""
         try:
-            found = np.load(io.BytesIO(data))
-            sizes = [int(name.removeprefix("grams")) for name in found if name.startswith("grams")]
-            tables = {n: _Table(found[f"grams{n}"], found[f"items{n}"]) for n in sizes}
-            return cls(json.loads(found["names"].tobytes()), tables, found["sizes"])
-        except (ValueError, KeyError, OSError) as error:
+            found = _arrays(data)
+            numbers = [name.removeprefix("grams") for name in found if name.startswith("grams")]
+            tables = {
+                int(n): _Table(found.pop(f"grams{n}"), found.pop(f"items{n}")) for n in numbers
+            }
+            names = json_of(found["names"].tobytes())
+            _check_index(names, tables, found["sizes"])
+            return cls(names, tables, found["sizes"])
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise UserError(
                 f"{where}: no index ({error}); write it with `rlpt data index`"
             ) from error
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a .npz, none of them larger than its own bytes. Raises as zipfile does, and ValueError."""
+    found = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > len(data):
+                raise ValueError(f"{member.filename} is compressed")
+            file = io.BytesIO(archive.read(member))
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError(f"{member.filename} is of another version")
+            shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            values = file.read()
+            if len(shape) != 1 or kind.hasobject or shape[0] * kind.itemsize != len(values):
+                raise ValueError(f"{member.filename} is no list of numbers")
+            found[member.filename.removesuffix(".npy")] = np.frombuffer(values, kind)
+    return found
+
+
+def _check_index(names: Any, tables: Mapping[int, _Table], sizes: np.ndarray) -> None:
+    """Every item has a name and a size. Raises ValueError."""
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not named or sizes.dtype != np.int64 or len(sizes) != len(names) or 0 not in tables:
+        raise ValueError("its names, sizes and tables are not of one index")
+    for table in tables.values():
+        kinds = (table.grams.dtype, table.items.dtype)
+        if kinds != (np.uint64, np.int64) or len(table.grams) != len(table.items):
+            raise ValueError("a table is not of pairs")
+        if len(table.items) and not 0 <= table.items.min() <= table.items.max() < len(names):
+            raise ValueError("a table names an item that there is not")
 
 
 def build_index(config: IndexConfig) -> dict[str, Any]:
@@ -259,7 +295,7 @@ def _rows(chosen: EvaluationSet) -> Iterator[dict[str, Any]]:
 
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json_of(line)
     except ValueError as error:
         raise UserError(f"{where}: {error}; an index needs every item") from error
     if not isinstance(row, dict):

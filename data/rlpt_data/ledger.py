@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpt_data.manifest import digest_file
+from rlpt_data.strict import Strict, UserError, json_of, parse
 from rlpt_data.tally import Tally
 
 
@@ -35,7 +36,8 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "ledger.jsonl"
-        self._entries = {(e.phase, e.unit): e for e in map(_entry, self._lines())}
+        entries = [_entry(line, self._path, n) for n, line in enumerate(self._lines(), start=1)]
+        self._entries = {(entry.phase, entry.unit): entry for entry in entries}
 
     def done(self, phase: str, unit: str, basis: str) -> Entry | None:
         """The entry of a unit that need not be done again; None: do it."""
@@ -68,6 +70,28 @@ class Ledger:
         return whole.splitlines()
 
 
-def _entry(line: bytes) -> Entry:
-    table = json.loads(line)
-    return Entry(**{**table, "tally": Tally.from_json(table["tally"])})
+class _TallyLine(Strict):
+    entered: dict[str, int]
+    dropped: dict[str, dict[str, int]]
+    samples: dict[str, tuple[tuple[str, str], ...]]
+
+
+class _Line(Strict):
+    """An entry on disk."""
+
+    phase: str
+    unit: str
+    basis: str
+    files: dict[str, str]
+    tally: _TallyLine
+    facts: dict[str, Any]
+
+
+def _entry(line: bytes, path: Path, number: int) -> Entry:
+    where = f"{path}, line {number}"
+    try:
+        table = json_of(line)
+    except ValueError as error:
+        raise UserError(f"{where}: damaged: {error}; remove that folder to begin anew") from error
+    found = dict(parse(_Line, table, where))
+    return Entry(**{**found, "tally": Tally.from_json(found["tally"].model_dump())})

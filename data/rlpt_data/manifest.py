@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from rlpt_data.strict import Strict, UserError, parse
+from rlpt_data.strict import Strict, UserError, json_of, parse
 
 NAME = "manifest.json"
 SPLITS = ("train", "dev", "test")
@@ -103,7 +103,7 @@ def read_manifest(folder: Path) -> Manifest:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """The manifest that was read from ``where``. Raises UserError when it is damaged."""
     try:
-        table = json.loads(data)
+        table = json_of(data)
     except ValueError as error:
         raise UserError(f"{where}: damaged: {error}; run `rlpt data prepare` again") from error
     if not isinstance(table, dict) or table.get("version") != FORMAT_VERSION:

@@ -15,7 +15,7 @@ from typing import Any
 from rlpt_data import sources
 from rlpt_data.manifest import digest, digest_file
 from rlpt_data.mixing import Part
-from rlpt_data.strict import Strict, parse
+from rlpt_data.strict import Strict, json_of, parse
 
 NAME = "plan.json"
 LIBRARIES = (
@@ -114,7 +114,7 @@ def versions() -> dict[str, str]:
 def read_plan(path: Path) -> Plan | None:
     """The plan at ``path``; None when there is none that is whole."""
     try:
-        table = json.loads(path.read_bytes())
+        table = json_of(path.read_bytes())
     except (OSError, ValueError):
         return None
     return parse(Plan, table, str(path))

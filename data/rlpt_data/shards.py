@@ -8,20 +8,20 @@ Folders are immutable; annotations are sidecar files.
 
 import bisect
 import functools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int64, UInt8, UInt32
+from jaxtyping import Int64, UInt32
 
-from rlpt_data.columns import Columns
+from rlpt_data.columns import Columns, whole
 from rlpt_data.manifest import SPLITS, Counts, FileEntry, Manifest, digest_file, read_manifest
 from rlpt_data.queries import AnnotatedCuts
-from rlpt_data.strict import UserError
+from rlpt_data.shard_rows import CUT_KINDS, Document, Thought, misplaced
+from rlpt_data.strict import UserError, json_of
 from rlpt_data.token_bytes import token_bytes
 
 __all__ = [
@@ -40,11 +40,12 @@ __all__ = [
     "verify_folder",
 ]
 
-CUT_KINDS = ("supplied", "sentence", "paragraph", "random", "every", "annotated")
 TOKENIZER = "tokenizer.json"
 ANNOTATIONS = "annotations"
 """Where sidecar files go: the one place in a folder that may grow after it was written."""
 
+_DAMAGED = (pa.ArrowException, ValueError, TypeError)
+"""What Arrow and numpy raise for bytes that are no rows."""
 _U32 = pa.list_(pa.field("item", pa.uint32(), nullable=False))
 _THOUGHT = pa.struct([("cut", pa.uint32()), ("ids", _U32), ("source", pa.string())])
 _SPAN = pa.struct([("start", pa.uint32()), ("stop", pa.uint32())])
@@ -64,48 +65,15 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Thought:
-    """A thought from the corpus, at token position ``cut``; its markers are not in ``ids``."""
-
-    cut: int
-    ids: UInt32[np.ndarray, " L"]
-    source: str
-
-
-@dataclass(frozen=True, eq=False)
-class Document:
-    """One row. Arrays are read-only views of the mapped file."""
-
-    document_id: str
-    """blake2b-128 of the text's bytes, hex."""
-    url: str | None
-    domain: str
-    """"" when unknown."""
-    text: str
-    ids: UInt32[np.ndarray, " T"]
-    offsets: UInt32[np.ndarray, " T+1"]
-    """Byte offset of each token's start in the UTF-8 text, and its total length."""
-    cuts: UInt32[np.ndarray, " K"]
-    """Token positions, increasing: context = ids[:t]."""
-    cut_kinds: UInt8[np.ndarray, " K"]
-    """Index into CUT_KINDS, one for each cut."""
-    thoughts: tuple[Thought, ...] = ()
-    target_spans: tuple[tuple[int, int], ...] | None = None
-    """Token spans [start, stop) the next-token stage trains on; None: every token."""
-    cut_entropy: Float32[np.ndarray, " K"] | None = None
-    """Nats, of annotated cuts: the proxy's, over the horizon of the query; None: of other cuts."""
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
-
-
 class Split:
-    """The documents of one split, by position; memory-mapped, so opening costs nothing."""
+    """The documents of one split, by position; memory-mapped, so opening costs nothing.
 
-    def __init__(self, name: str, paths: list[Path]) -> None:
+    What is damaged is found where it is read: a UserError names it.
+    """
+
+    def __init__(self, name: str, paths: list[Path], vocab_size: int | None = None) -> None:
         self.name = name
+        self._vocab_size = vocab_size
         self._batches = [batch for path in paths for batch in _batches(path)]
         self._columns: list[Columns | None] = [None] * len(self._batches)
         ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
@@ -121,9 +89,23 @@ class Split:
         batch = self._batches[number]
         first = self._ends[number] - batch.num_rows
         columns = self._columns[number]
-        if columns is None:
-            columns = self._columns[number] = Columns(batch)
-        row = index - first
+        try:
+            if columns is None:
+                columns = self._columns[number] = Columns(batch)
+            document = self._document(columns, index - first)
+            for rule in misplaced(document, self._vocab_size):
+                raise ValueError(rule)
+            return document
+        except _DAMAGED as error:
+            raise self._damage(f"document {index}", error) from error
+
+    def _damage(self, where: str, what: object) -> UserError:
+        return UserError(
+            f"shards, split {self.name}, {where}: damaged: {what}; see `rlpt data verify`, and run "
+            "`rlpt data prepare` again"
+        )
+
+    def _document(self, columns: Columns, row: int) -> Document:
         return Document(
             document_id=columns.string("document_id", row) or "",
             url=columns.string("url", row),
@@ -158,7 +140,10 @@ class Split:
     @functools.cached_property
     def flat_cut_kinds(self) -> Int64[np.ndarray, " C"]:
         """Index into CUT_KINDS, one for each of ``flat_cuts``."""
-        return self._flat("cut_kinds")
+        kinds = self._flat("cut_kinds")
+        if len(kinds) != len(self.flat_cuts):
+            raise self._damage("column cut_kinds", "cut kinds do not match the cuts")
+        return kinds
 
     @functools.cached_property
     def cut_offsets(self) -> Int64[np.ndarray, " starts"]:
@@ -174,16 +159,26 @@ class Split:
         return self._strings("domain")
 
     def _lengths(self, column: str) -> np.ndarray:
-        parts = [batch.column(column).value_lengths().to_numpy() for batch in self._batches]
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+        return self._numbers(column, lambda part: part.value_lengths())
 
     def _flat(self, column: str) -> np.ndarray:
         # `flatten` looks at this batch's rows alone; `values` would also see a slice's neighbours.
-        parts = [batch.column(column).flatten().to_numpy() for batch in self._batches]
+        return self._numbers(column, lambda part: part.flatten())
+
+    def _numbers(self, column: str, of: Callable[[Any], pa.Array]) -> np.ndarray:
+        parts = self._columnwise(column, lambda part: of(part).to_numpy())
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
     def _strings(self, column: str) -> list[str]:
-        return [text for batch in self._batches for text in batch.column(column).to_pylist()]
+        parts = self._columnwise(column, lambda part: part.to_pylist())
+        return [text for part in parts for text in part]
+
+    def _columnwise(self, column: str, read: Callable[[Any], Any]) -> list[Any]:
+        """What is read of a column of every batch."""
+        try:
+            return [read(whole(batch.column(column))) for batch in self._batches]
+        except _DAMAGED as error:
+            raise self._damage(f"column {column}", error) from error
 
 
 @dataclass(frozen=True)
@@ -257,7 +252,7 @@ class ShardFolder:
 
     def file(self, name: str) -> Split:
         """The documents of one file."""
-        return Split(name, [self.local(name)])
+        return Split(name, [self.local(name)], self.manifest.vocab_size)
 
     def has(self, name: str) -> bool:
         """Whether there are documents in a split."""
@@ -272,7 +267,7 @@ class ShardFolder:
         if name not in SPLITS:
             raise UserError(f"{self.path}: no split {name!r}; valid: {', '.join(SPLITS)}")
         entries = [e for e in self.manifest.files if e.path.startswith(f"{name}/")]
-        split = Split(name, [self.local(entry.path) for entry in entries])
+        split = Split(name, [self.local(e.path) for e in entries], self.manifest.vocab_size)
         if not len(split):
             raise UserError(f"{self.path}: split {name!r} is empty; prepare it with [split] {name}")
         if query is None:
@@ -297,8 +292,17 @@ def verify_folder(path: Path, index: Path | None = None) -> dict[str, Any]:
 def read_drop_samples(folder: ShardFolder, reason: str) -> list[dict[str, str]]:
     """Samples of what was left out for ``reason``: where and detail."""
     # Lines of bytes: in a text U+2028 and U+0085 end one, too.
-    lines = folder.local(f"dropped/{reason}.jsonl").read_bytes().splitlines()
-    return [json.loads(line) for line in lines]
+    path = folder.local(f"dropped/{reason}.jsonl")
+    lines = enumerate(path.read_bytes().splitlines(), start=1)
+    return [_drop_sample(line, f"{path}, line {number}") for number, line in lines]
+
+
+def _drop_sample(line: bytes, where: str) -> dict[str, str]:
+    try:
+        row = json_of(line)
+        return {"where": str(row["where"]), "detail": str(row["detail"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{where}: damaged: {error}; run `rlpt data prepare` again") from error
 
 
 def _check_size(folder: Path, entry: FileEntry) -> None:
@@ -326,7 +330,7 @@ def _batches(path: Path) -> list[pa.RecordBatch]:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged: {error}; run `rlpt data prepare` again") from error
     if not reader.schema.equals(SCHEMA):
         raise UserError(f"{path}: other columns than this version's; run `rlpt data prepare` again")

@@ -72,9 +72,9 @@ def load(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:
     return _validate(model, table, str(path), overrides)
 
 
-def parse(model: type[M], table: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> M:
+def parse(model: type[M], table: Any, where: str, overrides: Sequence[str] = ()) -> M:
     """Validate a table that was read from ``where``, with overrides as for `load`. Raises UserError."""
-    changed = copy.deepcopy(table)
+    changed = copy.deepcopy(table) if overrides else table
     for override in overrides:
         _apply(changed, override)
     return _validate(model, changed, where, overrides)
@@ -153,7 +153,7 @@ def _value(text: str, override: str) -> Any:
     return parsed["v"]
 
 
-def _validate(model: type[M], table: dict[str, Any], where: str, overrides: Sequence[str]) -> M:
+def _validate(model: type[M], table: Any, where: str, overrides: Sequence[str]) -> M:
     """JSON mode: a list is a tuple and a string a path, yet "5" is never a number."""
     try:
         text = json.dumps(table, default=str)
@@ -241,7 +241,8 @@ def _owner(
 def _tags(owner: type[pydantic.BaseModel], path: list[str], discriminator: str) -> list[str]:
     """What the discriminator of the union at the end of ``path`` may say."""
     field = owner.model_fields[next(part for part in reversed(path) if not part.isdecimal())]
-    fields = (member.model_fields[discriminator] for member in _members(field.annotation))
+    models = (m for m in _members(field.annotation) if issubclass(m, pydantic.BaseModel))
+    fields = (model.model_fields[discriminator] for model in models)
     return [tag for tagged in fields for tag in typing.get_args(tagged.annotation)]
 
 

@@ -10,9 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlpt_data.strict import UserError
+from rlpt_data.strict import UserError, json_of
 
 SPACE_SYMBOL = "\u2581"
+MAX_IDS = 1 << 24
+"""More tokens than any tokenizer has: a larger id is a mistake, and would cost its own size in memory."""
+_ADDED = {"id": int, "content": str, "special": bool}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -28,12 +31,36 @@ def token_bytes(path: Path) -> list[bytes]:
 def read_tokenizer(path: Path) -> dict[str, Any]:
     """The parsed tokenizer.json. Raises UserError when it is not one."""
     try:
-        table = json.loads(path.read_bytes())
+        table = json_of(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a tokenizer: {error}; give a tokenizer.json") from error
-    if not isinstance(table, dict) or "vocab" not in (table.get("model") or {}):
+    model = table.get("model") if isinstance(table, dict) else None
+    if not isinstance(model, dict) or "vocab" not in model:
         raise UserError(f"{path}: no model.vocab inside; give a tokenizer.json of Hugging Face")
+    if wrong := _wrong(model["vocab"], table.get("added_tokens") or []):
+        raise UserError(f"{path}: {wrong}; give a tokenizer.json of Hugging Face")
     return table
+
+
+def _wrong(vocab: Any, added: Any) -> str:
+    """What keeps the tokens from being a numbered list; "" when nothing does."""
+    if not isinstance(vocab, dict | list) or not isinstance(added, list):
+        return "model.vocab or added_tokens is no list of tokens"
+    if isinstance(vocab, list) and not all(_is_piece(piece) for piece in vocab):
+        return "model.vocab holds what is no token with its score"
+    if not all(isinstance(token, dict) and _ADDED.items() <= _types(token) for token in added):
+        return f"added_tokens: every one needs {', '.join(_ADDED)}"
+    ids = [*(vocab.values() if isinstance(vocab, dict) else ()), *(token["id"] for token in added)]
+    strange = [index for index in ids if type(index) is not int or not 0 <= index < MAX_IDS]
+    return f"{str(strange[0])[:40]} is no id" if strange else ""
+
+
+def _is_piece(piece: Any) -> bool:
+    return isinstance(piece, list) and len(piece) == 2 and isinstance(piece[0], str)
+
+
+def _types(token: dict[str, Any]) -> set[tuple[str, type]]:
+    return {(name, type(value)) for name, value in token.items()}
 
 
 def token_bytes_of(table: dict[str, Any]) -> list[bytes]:

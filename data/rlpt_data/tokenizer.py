@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import UInt32
 
-from rlpt_data.strict import UserError
+from rlpt_data.strict import UserError, json_of
 from rlpt_data.token_bytes import byte_alphabet, read_tokenizer, token_bytes_of
 
 _REWRITING = ("Prepend", "NFC")
@@ -50,7 +50,7 @@ class PlainTokenizer:
     @functools.cached_property
     def token_bytes(self) -> list[bytes]:
         """Bytes of every id; b"" for ids that plain text never yields."""
-        return token_bytes_of(json.loads(self.json_bytes))
+        return token_bytes_of(json_of(self.json_bytes))
 
     @property
     def vocab_size(self) -> int:
@@ -58,9 +58,9 @@ class PlainTokenizer:
 
     @functools.cached_property
     def _encoder(self) -> tokenizers.Tokenizer:
-        table = plain(json.loads(self.json_bytes))
+        table = json_of(self.json_bytes)
         try:
-            return tokenizers.Tokenizer.from_str(json.dumps(table))
+            return tokenizers.Tokenizer.from_str(json.dumps(plain(table)))
         except Exception as error:  # the binding raises bare Exception
             raise UserError(f"{self.where}: not usable: {error}; give another one") from error
 

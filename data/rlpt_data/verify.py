@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlpt_data.contamination import FILE, Index, read_index_bytes
 from rlpt_data.manifest import NAME, SPLITS, Manifest, digest, digest_file
 from rlpt_data.progress import shown
-from rlpt_data.shards import ANNOTATIONS, CUT_KINDS, Document, ShardFolder
+from rlpt_data.shard_rows import Document, misplaced
+from rlpt_data.shards import ANNOTATIONS, ShardFolder
 from rlpt_data.strict import UserError
 
 _AGAIN = "run `rlpt data prepare` again"
@@ -103,27 +102,10 @@ def _check_split(
 
 def broken_rules(document: Document, vocab_size: int, pieces: list[bytes] | None) -> list[str]:
     """Every invariant of a row that does not hold, in words."""
-    data, ids, num = document.text.encode(), document.ids, document.num_tokens
-    cuts = document.cuts.astype(np.int64)
-    offsets = document.offsets.astype(np.int64)
-    spans = [edge for span in document.target_spans or () for edge in span]
-    every_id = np.concatenate([ids, *(thought.ids for thought in document.thoughts)])
-    rules = {
-        "its id is not the hash of its text": document.document_id == digest(data),
-        "it has no tokens": num > 0,
-        "an id lies outside the vocabulary": bool((every_id < vocab_size).all()),
-        "offsets do not run from 0 to the text's length": len(offsets) == num + 1
-        and offsets[0] == 0
-        and offsets[-1] == len(data)
-        and bool((np.diff(offsets) > 0).all()),
-        "cuts do not increase inside the document": bool((np.diff(cuts) > 0).all())
-        and bool(((cuts > 0) & (cuts < num)).all()),
-        "cut kinds do not match the cuts": len(document.cut_kinds) == len(cuts)
-        and bool((document.cut_kinds < len(CUT_KINDS)).all()),
-        "a thought lies outside the document": all(0 < t.cut < num for t in document.thoughts),
-        "target spans overlap or lie outside": spans == sorted(spans)
-        and (not spans or spans[-1] <= num),
-    }
-    if rules["an id lies outside the vocabulary"] and pieces is not None:
-        rules["its tokens are not its text"] = b"".join(pieces[i] for i in ids) == data
-    return [rule for rule, holds in rules.items() if not holds]
+    data = document.text.encode()
+    found = misplaced(document, vocab_size)
+    if document.document_id != digest(data):
+        found.append("its id is not the hash of its text")
+    if not found and pieces is not None and b"".join(pieces[i] for i in document.ids) != data:
+        found.append("its tokens are not its text")
+    return found
