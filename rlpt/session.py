@@ -120,8 +120,15 @@ class Session:
     def restored(self, step: int) -> Progress:
         """The weights of a checkpoint; its other parts come with `begin`."""
         path = checkpoint.path_of(self.cfg.run_dir, step)
-        self._check_shards(checkpoint.read_progress(path).shards)
-        progress = checkpoint.restore(path, {"policy": self.policy})
+        progress = checkpoint.read_progress(path)
+        self._check_shards(progress.shards)
+        steps = [stage.steps for stage in self.cfg.stage] + [0]
+        if progress.stage >= len(steps) or progress.stage_step > steps[progress.stage]:
+            raise UserError(
+                f"{path}: says step {progress.stage_step} of stage {progress.stage}, which this run does not have; use "
+                "another checkpoint"
+            )
+        checkpoint.restore(path, {"policy": self.policy})
         say(f"resuming {self.cfg.run_dir} at step {progress.step}", self.world.is_main)
         if progress.stage_step > 0:
             self.unfinished = progress

@@ -31,9 +31,10 @@ def newest_intact(run_dir: Path, world: dist.World) -> int | None:
         passed.append(step)
         say(f"WARNING: {path}: {reason}; it is passed over", world.is_main)
     if passed:
+        newest = folders.path_of(run_dir, passed[0]).name
         raise UserError(
-            f"{run_dir}: has no complete checkpoint but {seen[0][0][0].name}, which is damaged; put it right, or "
-            "remove that folder to start over"
+            f"{run_dir}: has no complete checkpoint but {newest}, which is damaged; put it right, or remove that "
+            "folder to start over"
         )
     return None
 

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from rlpt.checkpoint.folders import Progress, read_progress
+from rlpt.checkpoint.folders import read_progress
 from rlpt.checkpoint.metadata import Planner, Reader
 from rlpt.policy.policy import Policy
 from rlpt_data.strict import UserError
@@ -32,7 +32,7 @@ def state_of(parts: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
-def restore(path: Path, parts: Mapping[str, Any]) -> Progress:
+def restore(path: Path, parts: Mapping[str, Any]) -> None:
     """Read the parts back in place, on any number of ranks. Raises UserError where they are damaged. Collective."""
     state = state_of(parts)
     try:
@@ -49,7 +49,6 @@ def restore(path: Path, parts: Mapping[str, Any]) -> Progress:
             set_optimizer_state_dict(*part, optim_state_dict=state[name])
     if isinstance(rng := state.get("rng"), dict):
         torch.set_rng_state(rng["torch"])
-    return read_progress(path)
 
 
 def files(path: Path, prefix: str) -> list[tuple[str, bytes]]:
