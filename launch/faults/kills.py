@@ -66,12 +66,12 @@ def evaluating(name: str, folder: Path, seed: int, shards: Path) -> Trial:
 
 
 ARMS = {
-    "one rank": Arm(0.40, training()),
+    "one rank": Arm(0.45, training()),
     "one rank, pool and dynamic sampling": Arm(0.15, training(settings=POOL)),
-    "two ranks": Arm(0.175, training((2,))),
-    "1, 2 or 4 ranks": Arm(0.125, training((1, 2, 4))),
-    "data prepare, 2 workers": Arm(0.075, preparing),
-    "eval": Arm(0.075, evaluating),
+    "two ranks": Arm(0.125, training((2,))),
+    "1, 2 or 4 ranks": Arm(0.075, training((1, 2, 4))),
+    "data prepare, 2 workers": Arm(0.10, preparing),
+    "eval": Arm(0.10, evaluating),
 }
 """The engines' arm is apart: it needs vLLM."""
 ENGINE_ARMS = {
