@@ -191,7 +191,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line.decode())
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: not UTF-8: {error}; convert the file") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON: {error}; correct the line") from error
         if not isinstance(row, dict):
             raise UserError(f"{where}: no object with fields; correct the line")
@@ -202,14 +202,17 @@ def _parquet(path: Path, cfg: QuestionRows) -> Iterator[tuple[str, dict[str, Any
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
+    wanted = [cfg.question_field, cfg.answer_field]
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            rows = file.read(wanted).to_pylist() if {*wanted} <= {*known} else []
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not parquet: {error}; write the file again") from error
-    for name in (cfg.question_field, cfg.answer_field):
-        if name not in table.column_names:
-            raise _no_field(str(path), name, table.column_names)
-    for n, row in enumerate(table.select([cfg.question_field, cfg.answer_field]).to_pylist(), 1):
+    for name in wanted:
+        if name not in known:
+            raise _no_field(str(path), name, known)
+    for n, row in enumerate(rows, 1):
         yield f"{path}, row {n}", row
 
 

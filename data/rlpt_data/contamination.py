@@ -283,7 +283,7 @@ def _rows(chosen: EvaluationSet) -> Iterator[dict[str, Any]]:
     if chosen.path.suffix == ".parquet":
         try:
             yield from pq.read_table(chosen.path).to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise UserError(f"{chosen.path}: {error}; an index needs every item") from error
         return
     for item in files.lines(chosen.path):

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlpt_data import annotations
 from rlpt_data.contamination import Index
+from rlpt_data.documents import Drop
 from rlpt_data.ledger import Ledger
 from rlpt_data.manifest import digest, parse_manifest
 from rlpt_data.shards import SCHEMA, ShardFolder, Split, read_drop_samples
+from rlpt_data.sources import jsonl, parquet
+from rlpt_data.sources.html_text import text_of
+from rlpt_data.sources.http_payload import PayloadError, response
+from rlpt_data.sources.records import Fields
 from rlpt_data.strict import UserError
 from rlpt_data.tokenizer import PlainTokenizer, train_byte_pairs
 from rlpt_data.writing import Facts, write_folder
@@ -224,3 +230,32 @@ def test_an_index_whose_arrays_are_not_of_one_index_is_none() -> None:
         Index.from_bytes(archive(np.savez_compressed, **good), "x")
     with pytest.raises(UserError, match="no index"):
         Index.from_bytes(archive(**good)[:-40], "x")
+
+
+def test_markup_that_is_none_is_a_comment_as_browsers_have_it() -> None:
+    assert text_of("<p>a<![- -x>b<![if gte mso 9]>c<![CDATA[d]]>e") == "abce"
+
+
+@pytest.mark.parametrize("status", ["9" * 5000, "20", "2000", "\u0662\u0660\u0660"])
+def test_a_status_of_other_than_three_digits_is_no_response(status: str) -> None:
+    with pytest.raises(PayloadError, match="no HTTP status line"):
+        response(f"HTTP/1.1 {status} OK\r\n\r\n".encode("latin-1", "replace"))
+
+
+def test_a_line_of_lists_without_end_is_a_drop(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + '\n{"text": "b"}\n')
+    first, second = jsonl.documents(jsonl.JsonlConfig(kind="jsonl", path=tmp_path / "a.jsonl"))
+    assert isinstance(first, Drop)
+    assert first.reason == "bad_json"
+    assert second.text == "b"  # pyright: ignore
+
+
+@pytest.mark.parametrize("old", [b"rainy", b"texts"], ids=["value", "name"])
+def test_a_table_whose_text_is_not_utf8_is_a_damaged_file(tmp_path: Path, old: bytes) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"texts": ["rainy"], "text": ["x"]}), path, compression="none")
+    path.write_bytes(path.read_bytes().replace(old, b"\xff" * 5))
+    config = parquet.ParquetConfig(kind="parquet", path=path, fields=Fields(text="texts"))
+    (drop,) = parquet.documents(config)
+    assert isinstance(drop, Drop)
+    assert drop.reason == "damaged_file"

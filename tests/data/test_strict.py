@@ -177,3 +177,12 @@ def test_json_of_ours_reads_back_bit_for_bit_and_refuses_the_rest() -> None:
     for text in ("[" * 202 + "]" * 202, "[" * 100_000, '"\\ud800"', "9" * 5000, "1 2", ""):
         with pytest.raises(ValueError, match="line 1"):
             json_of(text)
+
+
+class Choice(Strict):
+    stage: Stage | None = None
+
+
+def test_a_table_without_its_kind_is_told_the_kinds_where_it_may_be_absent_too() -> None:
+    with pytest.raises(UserError, match=r"key 'kind' is missing; valid: sweep, walk"):
+        parse(Choice, {"stage": {"rate": 1.0}}, "x.toml")

@@ -215,3 +215,22 @@ def test_held_out_questions_are_spread_over_the_file_and_shared_ones_counted(
     assert "5 held out of 10; warning: 2 held-out questions are trained on, too" in in_words(table)
     everything = cfg.model_copy(update={"held_out": 0})
     assert len(held_out_questions(found[1], everything)) == 10
+
+
+@pytest.mark.parametrize("old", [b"rainy", b"other"], ids=["value", "name"])
+def test_a_table_that_is_not_utf8_is_refused(
+    tmp_path: Path, shards: ShardFolder, old: bytes
+) -> None:
+    table = pa.table({"question": ["rainy"], "answer": ["1"], "other": ["x"]})
+    parquet.write_table(table, tmp_path / "q.parquet", compression="none")
+    (tmp_path / "q.parquet").write_bytes(
+        (tmp_path / "q.parquet").read_bytes().replace(old, b"\xff" * 5)
+    )
+    with pytest.raises(UserError, match=r"q\.parquet: not parquet"):
+        asked(tmp_path / "q.parquet", shards)
+
+
+def test_a_row_of_lists_without_end_is_refused(tmp_path: Path, shards: ShardFolder) -> None:
+    (tmp_path / "q.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match=r"q\.jsonl, line 1: not JSON"):
+        asked(tmp_path / "q.jsonl", shards)

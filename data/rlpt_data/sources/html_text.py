@@ -50,6 +50,10 @@ class _Reader(HTMLParser):
         if not self._skipped:
             self.parts.append(re.sub(r"\s+", " ", data))
 
+    def parse_marked_section(self, i: int, report: int = 1) -> int:
+        # `<![` begins a comment to browsers; the parser knows some words behind it and fails on others.
+        return self.parse_bogus_comment(i, bool(report))
+
     def _break(self, tag: str) -> None:
         if tag in _BLOCKS:
             self.parts.append("\n\n")

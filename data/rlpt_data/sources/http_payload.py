@@ -14,6 +14,7 @@ import zstandard
 
 from rlpt_data.strict import UserError
 
+_STATUS = re.compile("[0-9]{3}")
 _META = re.compile(
     rb"<(?:meta|\?xml)[^>]{0,400}?(?:charset|encoding)\s*=\s*[\"']?\s*([\w:.-]+)", re.I
 )
@@ -59,7 +60,7 @@ def response(block: bytes) -> Response:
     head, _, body = _split(block)
     first, *lines = head.decode("latin-1").splitlines() or [""]
     parts = first.split(None, 2)
-    if not first.startswith("HTTP/") or len(parts) < 2 or not parts[1].isdecimal():
+    if not first.startswith("HTTP/") or len(parts) < 2 or not _STATUS.fullmatch(parts[1]):
         raise PayloadError(f"no HTTP status line: {first[:80]!r}")
     headers: dict[str, str] = {}
     for line in lines:

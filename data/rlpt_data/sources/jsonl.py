@@ -48,6 +48,6 @@ def fingerprint(config: JsonlConfig) -> str:
 def _line(line: bytes, fields: Fields, where: str) -> SourceDocument | Drop:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Drop("bad_json", where, str(error))
     return document(row, fields, where)

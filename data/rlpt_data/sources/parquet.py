@@ -53,7 +53,8 @@ def _rows(path: Path, fields: Fields) -> Iterator[SourceDocument | Drop]:
                 for row in batch.to_pylist():
                     yield document(row, fields, f"{path}:{number}")
                     number += 1
-    except (OSError, pa.ArrowInvalid) as error:
+    # UnicodeDecodeError: of a text or a column's name.
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         yield Drop("damaged_file", f"{path}:{number}", str(error))
 
 
