@@ -56,26 +56,30 @@ def alone(folder: Path, name: str = NAME) -> Iterator[None]:
 def _taken(path: Path) -> IO[str]:
     """The locked file, with our name in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _HELD:
-                raise UserError(_refusal(path, file)) from error
-            if error.errno not in _NO_LOCKS:
-                raise
-            say(
-                f"{path}: this filesystem has no locks ({error.strerror}): nothing here keeps a second process out; "
-                "take care to start none"
-            )
-        if _is_there(path, file):
-            break
-        file.close()
-    file.truncate(0)
-    json.dump(_ourselves(), file)
-    file.flush()
-    return file
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("a+"))
+        _lock(path, file)
+        if not _is_there(path, file):
+            return _taken(path)
+        file.truncate(0)
+        json.dump(_ourselves(), file)
+        file.flush()
+        opened.pop_all()
+        return file
+
+
+def _lock(path: Path, file: IO[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            raise UserError(_refusal(path, file)) from error
+        if error.errno not in _NO_LOCKS:
+            raise
+        say(
+            f"{path}: this filesystem has no locks ({error.strerror}): nothing here keeps a second process out; take "
+            "care to start none"
+        )
 
 
 def _is_there(path: Path, file: IO[str]) -> bool:

@@ -161,8 +161,9 @@ def resolved(cfg: RunConfig) -> dict[str, Any]:
 _GATES = (
     *("require_gain", "until_gain", "wandb_project", "wandb_mode"),
     *("checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every", "checkpoint.async_save"),
+    *("supervision.hang_seconds", "supervision.stop_seconds"),
 )
-"""Keys that judge, show or keep a run and do not change what it computes: they may differ when it goes on."""
+"""Keys that judge, show, keep or watch a run and do not change what it computes: they may differ when it goes on."""
 
 
 def check_folder(cfg: RunConfig) -> None:

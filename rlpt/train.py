@@ -72,9 +72,7 @@ def run_stage(session: Session, stage: Stage, progress: Progress, stop: Stop) ->
             raise stop.stopped(f"at step {progress.step}")
 
 
-def take_steps(
-    session: Session, work: Work, stage: Stage, progress: Progress, stop: Stop
-) -> None:
+def take_steps(session: Session, work: Work, stage: Stage, progress: Progress, stop: Stop) -> None:
     """The steps that are left, with evaluations and checkpoints between them."""
     began, period = progress.step, session.cfg.checkpoint.every
     with progress_bar(

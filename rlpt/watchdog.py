@@ -27,7 +27,7 @@ from rlpt import dist
 from rlpt.exits import FAULT, end_now
 from rlpt.phases import CLOCK
 
-_MOST_SECONDS = 5.0
+_MOST_SECONDS = 1.0
 """Between two looks."""
 _LATE = "late"
 """Key of the store that the first late rank sets."""
@@ -152,15 +152,24 @@ def verdict(standings: Sequence[Standing], seconds: float) -> str:
     """Which rank the others wait for: of those that came least far one that does not answer, or else all of them."""
     least = min(standing.entered for standing in standings)
     behind = [standing for standing in standings if standing.entered == least]
-    behind = [one for one in behind if not one.answers] or behind
-    one, several = behind[0], len(behind) > 1
-    who = f"rank{'s' * several} {', '.join(str(each.rank) for each in behind)}"
-    idle = max(each.idle for each in behind if each.answers) if one.answers else seconds
-    waiting = len(standings) > len(behind)
+    silent = [standing for standing in behind if not standing.answers]
+    others = [standing for standing in standings if standing.answers and standing not in behind]
+    named = f"rank {_listed(silent or behind)}"
+    if silent:
+        said = f"{named}, last heard of in {_place(silent[0])}, is silent for {seconds:.0f} s or longer"
+    else:
+        idle = max(standing.idle for standing in behind)
+        said = f"{named} did not go on for {idle:.0f} s in {_place(behind[0])}"
+    waiting = f"; waiting in {_place(others[0])}: rank {_listed(others)}" if others else ""
     return (
-        f"{who} {'have' if several else 'has'} been in phase {one.phase} of step {one.step} for {idle:.0f} s"
-        f"{'' if one.answers else ' or longer, stopped or cut off'}"
-        f"{', and the others wait for ' + ('them' if several else 'it') if waiting else ''} "
-        f"(supervision.hang_seconds = {seconds:g}); stacks are in stacks_rank*.txt there, and the last checkpoint is "
-        "kept: repeat the command to go on from it"
+        f"{said}{waiting} (supervision.hang_seconds = {seconds:g}); the stacks are in stacks_rank*.txt there, and the "
+        "last checkpoint is kept: repeat the command to go on from it"
     )
+
+
+def _place(standing: Standing) -> str:
+    return f"phase {standing.phase} of step {standing.step}"
+
+
+def _listed(standings: Sequence[Standing]) -> str:
+    return ", ".join(str(standing.rank) for standing in standings)

@@ -1,0 +1,160 @@
+"""A run that is asked to end finishes the step in hand, saves and goes on from there; never later than its budget."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlpt import checkpoint, train
+from rlpt.exits import INTERRUPTED, TERMINATED
+from rlpt.session import Session
+
+
+@pytest.fixture
+def signalled(monkeypatch: pytest.MonkeyPatch, runs):
+    """A run that gets a signal in the middle of a step; what it says."""
+
+    def run(toml: Path, step: int, number: signal.Signals, code: int, *words: str) -> str:
+        real = train.run_step
+
+        def run_step(session, work, stage, progress):
+            if progress.step + 1 == step:
+                os.kill(os.getpid(), number)
+            return real(session, work, stage, progress)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(train, "run_step", run_step)
+            return runs.finished(toml, *words, code=code)
+
+    return run
+
+
+@pytest.fixture
+def goes_on(runs, signalled, toml: Path):
+    """A run that is asked to end in a step, and what it comes to in the end, beside one that nobody asked."""
+
+    def check(step: int, reference: Path, *words: str) -> None:
+        said = signalled(toml, step, signal.SIGTERM, TERMINATED, *words)
+        last = f"stopped at step {step} after SIGTERM; repeat the command to go on"
+        assert said.splitlines()[-1] == last
+        run_dir = toml.parent / "run"
+        assert checkpoint.complete_steps(run_dir)[-1] == step
+        assert f"at step {step}" in runs.finished(toml, *words)
+        assert json.dumps(runs.steps_of(run_dir)) == json.dumps(runs.steps_of(reference))
+        journal = (reference / "evaluations.jsonl").read_bytes()
+        assert (run_dir / "evaluations.jsonl").read_bytes() == journal
+        expected = runs.weights_of(reference, 20)
+        for name, tensor in runs.weights_of(run_dir, 20).items():
+            assert torch.equal(tensor, expected[name]), name
+
+    return check
+
+
+def test_a_run_that_was_asked_to_end_goes_on_bit_for_bit(goes_on, whole: Path) -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = [signal.getsignal(number) for number in numbers]
+    goes_on(13, whole, "--set", "checkpoint.every=2")
+    assert handlers == [signal.getsignal(number) for number in numbers]
+
+
+@pytest.fixture(scope="session")
+def evaluated(runs, beside, shards_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run with evaluations inside its stages. To be read alone."""
+    toml = beside("conftest").write_run(tmp_path_factory.mktemp("evaluated"), shards_dir)
+    runs.finished(toml, "--set", "evaluation.every=5")
+    return toml.parent / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 9, 10, 11, 15, 20])
+def test_no_evaluation_is_left_out_or_made_twice(goes_on, evaluated: Path, step: int) -> None:
+    goes_on(step, evaluated, "--set", "evaluation.every=5")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGUSR1, TERMINATED), (signal.SIGINT, INTERRUPTED)],
+    ids=["SIGUSR1", "Ctrl-C"],
+)
+def test_every_signal_has_its_exit_code(
+    request: pytest.FixtureRequest, signalled, toml: Path, number: signal.Signals, code: int
+) -> None:
+    said = signalled(toml, 1, number, code)
+    assert f"stopped at step 1 after {request.node.callspec.id}" in said
+    assert checkpoint.complete_steps(toml.parent / "run") == [1]
+
+
+def test_before_the_first_step_it_ends_at_once_and_saves_nothing(
+    runs, toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Session.begin
+
+    def begin(self, stage):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, stage)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "begin", begin)
+        said = runs.finished(toml, code=TERMINATED)
+    assert "stopped before there was anything new to save after SIGTERM" in said
+    assert not (toml.parent / "run" / "checkpoints").exists()
+
+
+STUCK = """
+import ctypes
+from rlpt.phases import CLOCK, phase
+from rlpt.preemption import stoppable
+
+with stoppable({seconds}) as stop, stop.deferred(), phase("evaluate"):
+    CLOCK.step = 7
+    mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+    print("ready", flush=True)
+    # Locked twice: native code that no handler of Python interrupts.
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+"""
+
+
+def stuck(seconds: float) -> subprocess.Popen[str]:
+    """A process in native code for ever, that signals are to end within ``seconds``."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK.format(seconds=seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_native_code_is_cut_off_when_the_budget_is_spent() -> None:
+    process = stuck(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert 0.3 <= time.monotonic() - began < 3
+    assert process.returncode == TERMINATED
+    assert said == (
+        "cut off in phase evaluate after step 7, 0.3 s (supervision.stop_seconds) after SIGTERM; the last checkpoint "
+        "is kept: repeat the command to go on from it\n"
+    )
+
+
+def test_a_second_interrupt_ends_at_once_and_an_echo_of_the_first_does_not() -> None:
+    process = stuck(60)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == INTERRUPTED
+    assert said == "interrupted twice: the last checkpoint is kept\n"
