@@ -23,6 +23,7 @@ from rlpt.guards import PREFIX
 from rlpt.mismatch import Extremes, finished
 from rlpt.objective import next_token_loss
 from rlpt.optim import learning_rate, set_learning_rate
+from rlpt.phases import CLOCK
 from rlpt.policy.load import local
 from rlpt.policy.policy import Policy, scores_of
 from rlpt.policy.scoring import Scorer
@@ -85,6 +86,7 @@ class Learner:
     def backward(self, loss: Float[torch.Tensor, ""]) -> None:
         """FSDP averages over ranks; the factor undoes the mean."""
         (loss * (self.world.size * self.scale.value)).backward()
+        CLOCK.beat()
 
 
 @dataclass(frozen=True)

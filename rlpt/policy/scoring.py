@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rlpt import dist
+from rlpt.phases import CLOCK
 from rlpt.policy.packing import Layout, Packed, Rows, pack, rows
 from rlpt.policy.policy import Policy, Readout, RowCertainty, RowScores, scores_of
 from rlpt.types import Branch, Certainty, Scores, Trunk
@@ -58,6 +59,7 @@ class Scorer:
             batch = chosen[turn] if turn < len(chosen) else []
             for index, scores in zip(batch, score([items[i] for i in batch]), strict=True):
                 results[index] = scores
+            CLOCK.beat()
         # FSDP keeps the root's parameters gathered until a backward that never comes here; whoever reads
         # parameters next (publishing, checkpoints, the EMA, the optimiser) must meet the shards.
         self.policy.reshard()

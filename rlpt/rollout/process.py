@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rlpt.phases import CLOCK
 from rlpt.rollout.client import EngineDownError
 from rlpt.rollout.serve import TOKEN
 from rlpt.rollout.wire import EngineSpec
@@ -109,6 +110,8 @@ class EngineProcess:
         text = b""
         descriptor = self._process.stdout.fileno()
         while not text.endswith(b"\n"):
+            # It is this deadline that ends the wait, not the watchdog's.
+            CLOCK.beat()
             left = deadline - time.monotonic()
             if left <= 0:
                 self.kill()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rlpt.console import say
 from rlpt.exits import FaultError
+from rlpt.phases import CLOCK
 from rlpt.rollout.client import EngineClient, EngineDownError
 from rlpt.rollout.process import EngineProcess
 from rlpt.rollout.wire import EngineSpec, Finished, Job, Publish
@@ -95,6 +96,7 @@ class Seat:
         now = time.monotonic()
         if steps != self._steps or arrived:
             self._vain = 0
+            CLOCK.beat()
         if steps != self._steps or arrived or not self.outstanding:
             self._steps, self._progress = steps, now
         elif now - self._progress > self.client.timeout:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlpt import rng
 from rlpt.config import ThoughtConfig
+from rlpt.phases import CLOCK
 from rlpt.policy.attention import implementation
 from rlpt.policy.packing import Layout
 from rlpt.rollout.decoding import Decoder, Decoding
@@ -115,6 +116,7 @@ class TransformersEngine:
             chosen = [prompts[p] for p in batch]
             found = self._decode(chosen, group_size, purpose, budget, greedy)
             groups |= zip(batch, found, strict=True)
+            CLOCK.beat()
         return [groups[p] for p in range(len(prompts))]
 
     @torch.inference_mode()
