@@ -6,8 +6,10 @@ only after the tokenizer, in ``rlpt_data.shards``.
 
 from dataclasses import dataclass
 
-MAX_TEXT = 64 << 20
-"""A longer text is no document, in bytes."""
+MAX_TEXT = 16 << 20
+"""A longer text is no document, in bytes: a token takes up to 300 bytes of memory while it is made."""
+MAX_NAME = 8 << 10
+"""The same for what is said of a text, in characters: it is repeated in tables."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +52,15 @@ class Drop:
     """File and line, or the URL."""
     detail: str
     """What was wrong, or the start of the text."""
+
+
+def too_large(document: SourceDocument) -> str:
+    """What of a document is longer than anything may be; "" where nothing is."""
+    names = {"URL": document.url, "domain": document.domain, "language": document.language}
+    said = [(name, len(it or "")) for name, it in names.items()]
+    found = [f"a {name} of {size} characters" for name, size in said if size > MAX_NAME]
+    # No character has more than four bytes.
+    if 4 * len(document.text) > MAX_TEXT:
+        size = len(document.text.encode(errors="surrogatepass"))
+        found += [f"a text of {size} bytes"] if size > MAX_TEXT else []
+    return ", ".join(found)

@@ -7,7 +7,7 @@ corpus (duplicates) is no stage of this kind and stands between two lists of the
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rlpt_data.documents import Drop, SourceDocument
+from rlpt_data.documents import Drop, SourceDocument, too_large
 from rlpt_data.store import text_id
 from rlpt_data.tally import Tally
 
@@ -58,6 +58,9 @@ def admitted(
         tally.enter(READ)
         if isinstance(item, Drop) and not item.reason.startswith(_EXTRACTION):
             tally.drop(READ, item)
+            continue
+        if isinstance(item, SourceDocument) and (detail := too_large(item)):
+            tally.drop(READ, Drop("too_large", (item.url or "")[:80], detail))
             continue
         tally.enter(EXTRACT)
         if isinstance(item, Drop):

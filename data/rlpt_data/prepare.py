@@ -39,7 +39,7 @@ from rlpt_data.writing import Facts, Shard, assemble
 
 __all__ = ["PrepareConfig", "inspect", "prepare", "render_inspect"]
 
-RECIPE = 3
+RECIPE = 4
 """Raised whenever the same corpus and configuration would give other bytes than before."""
 MAX_LOSSY_SHARE = 0.01
 GENERATED = ("proving",)

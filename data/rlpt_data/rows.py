@@ -20,6 +20,8 @@ NO_LIMIT = 1 << 31
 """Of the number of cuts."""
 WINDOW = 256
 """Tokens that are encoded again to see whether a cut between letters changes them, at most."""
+WINDOWS = 4096
+"""So many of them at once."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,14 @@ class RowMaker:
     ) -> list[bool]:
         """Whether the end of each context is encoded to the document's own ids."""
         pairs = list(zip(_window_starts(text, offsets, cuts), cuts, strict=True))
-        ends = [text[offsets[start] : offsets[cut]].decode() for start, cut in pairs]
-        found = zip(pairs, self.tokenizer.encode(ends), strict=True)
-        return [np.array_equal(ids[start:cut], alone) for (start, cut), alone in found]
+        held: list[bool] = []
+        # A part of them at a time: each is a window of text and its ids.
+        for at in range(0, len(pairs), WINDOWS):
+            part = pairs[at : at + WINDOWS]
+            ends = [text[offsets[start] : offsets[cut]].decode() for start, cut in part]
+            found = zip(part, self.tokenizer.encode(ends), strict=True)
+            held += [np.array_equal(ids[start:cut], alone) for (start, cut), alone in found]
+        return held
 
     def _thoughts(
         self, document: SourceDocument, text: bytes, offsets: np.ndarray

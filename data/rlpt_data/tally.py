@@ -13,6 +13,8 @@ from typing import Any
 from rlpt_data.documents import Drop
 
 NUM_SAMPLES = 20
+LONGEST_SAMPLE = 4096
+"""Characters of a place or a detail."""
 REPORTED = ("contaminated", "failed_unit")
 """Reasons of which every drop is kept, and no sample only."""
 
@@ -93,5 +95,5 @@ class Tally:
 
 
 def _writable(text: str) -> str:
-    """It may quote what is no Unicode."""
-    return text.encode(errors="replace").decode()
+    """It may quote what is no Unicode, or has no end."""
+    return text[:LONGEST_SAMPLE].encode(errors="replace").decode()

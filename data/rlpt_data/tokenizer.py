@@ -9,7 +9,8 @@ this takes away stay reserved. Whether bytes survive is checked for every docume
 import copy
 import functools
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from rlpt_data.token_bytes import byte_alphabet, read_tokenizer, token_bytes_of
 
 _REWRITING = ("Prepend", "NFC")
 """Normalizers left out: a dummy prefix invents a byte, NFC composes characters."""
+
+# Whitespace as the tokenizer knows it: to Python four control characters are some, too.
+_LONG_WORD = re.compile(r"([\S\x1c-\x1f]{512}|[^\S\x1c-\x1f]{512})")
 
 
 @dataclass(frozen=True)
@@ -134,12 +138,17 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> bytes:
         initial_alphabet=list(byte_alphabet().values()),
         show_progress=False,
     )
-    model.train_from_iterator(texts, trainer)
+    model.train_from_iterator((piece for text in texts for piece in _short_words(text)), trainer)
     if (size := model.get_vocab_size()) < vocab_size:
         raise UserError(
             f"[tokenizer] vocab_size = {vocab_size}: the corpus yields {size}; lower it"
         )
     return model.to_str(pretty=True).encode()
+
+
+def _short_words(text: str) -> Iterator[str]:
+    """A text, with words of no end cut into pieces: training takes the square of a word's length."""
+    return filter(None, _LONG_WORD.split(text))
 
 
 def _byte_tokenizer() -> bytes:

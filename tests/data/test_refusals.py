@@ -80,10 +80,10 @@ def test_whoever_waited_for_a_lock_that_was_taken_away_is_refused(tmp_path: Path
 def test_shards_of_another_recipe_are_read_and_not_replaced_unasked(tmp_path: Path) -> None:
     config = configured(tmp_path)
     manifest = prepare(config, progress=False)
-    old = manifest.model_copy(update={"config": {**manifest.config, "recipe": 2}})
+    old = manifest.model_copy(update={"config": {**manifest.config, "recipe": 3}})
     (config.out / "manifest.json").write_text(json.dumps(old.to_json()))
     with pytest.raises(
-        UserError, match=r"of another version; this .* \(recipe 2, now 3\); use them as"
+        UserError, match=r"of another version; this .* \(recipe 3, now 4\); use them as"
     ):
         prepare(config, progress=False)
     assert len(ShardFolder.open(config.out).split("train")) == manifest.counts["train"].documents

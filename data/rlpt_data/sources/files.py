@@ -10,6 +10,8 @@ from rlpt_data.documents import MAX_TEXT, Drop
 from rlpt_data.manifest import digest, digest_file
 from rlpt_data.strict import UserError
 
+BOMB_BYTES, BOMB_RATIO = 64 << 20, 200
+
 
 def input_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """``path`` itself, or every file below it with one of ``suffixes``, by relative name.
@@ -47,23 +49,38 @@ def open_bytes(path: Path) -> io.BufferedReader:
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"))  # pyright: ignore
 
 
+def most_bytes(path: Path) -> int:
+    """What a file may inflate to: text seldom to more than 20 times its size, a bomb to any number of times."""
+    return BOMB_BYTES + BOMB_RATIO * path.stat().st_size
+
+
 def lines(path: Path, max_bytes: int = MAX_TEXT) -> Iterator[tuple[int, bytes] | Drop]:
     """Numbered lines of a file, from 1; a file damaged half way ends in a drop.
 
-    A longer line is a drop and is passed over in pieces: memory does not grow with it.
+    A longer line is a drop and is passed over in pieces: memory does not grow with it. A file that inflates
+    beyond ``most_bytes`` ends there in a drop: neither does time.
     """
-    number = 0
+    number, left = 0, most_bytes(path)
+
+    def read(size: int) -> bytes:
+        nonlocal left
+        found = file.readline(size)
+        left -= len(found)
+        if left < 0:
+            raise OSError(f"inflates to more than {most_bytes(path)} bytes")
+        return found
+
     # A file that cannot be opened is no damaged one: the unit fails, and a later run tries again.
     file = open_bytes(path)
     try:
         with file:
-            while line := file.readline(max_bytes + 1):
+            while line := read(max_bytes + 1):
                 number += 1
                 if len(line) <= max_bytes:
                     yield number, line
                     continue
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(1 << 20)
+                    line = read(1 << 20)
                 yield Drop(
                     "too_large", f"{path}:{number}", f"a line of more than {max_bytes} bytes"
                 )

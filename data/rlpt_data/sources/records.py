@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from rlpt_data.documents import MAX_TEXT, Drop, SourceDocument
+from rlpt_data.documents import Drop, SourceDocument
 from rlpt_data.manifest import SPLITS
 from rlpt_data.strict import Grown
 
@@ -35,8 +35,6 @@ def document(row: Any, fields: Fields, where: str) -> SourceDocument | Drop:
     if not isinstance(text, str):
         found = f"{fields.text} = {text!r}; fields: {', '.join(map(str, row))}"
         return Drop("no_text", where, found[:200])
-    if len(text) > MAX_TEXT:
-        return Drop("too_large", where, f"a text of {len(text)} characters")
     split = _string(row, fields.split)
     if fields.split and split not in SPLITS:
         return Drop("unknown_split", where, f"{fields.split} = {split!r}")
