@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from rlpt.engines import EngineConfig, RolloutConfig
-from rlpt.limits import MismatchConfig
+from rlpt.limits import GuardsConfig, MismatchConfig
 from rlpt.observe import CheckpointConfig, EvaluationConfig, LogConfig, SupervisionConfig
 from rlpt.reward.masker import MaskerConfig
 from rlpt.rlvr import RLVRStage, RunStage
@@ -185,6 +185,7 @@ class RunConfig(Strict):
     stage: Annotated[tuple[RunStage, ...], Field(min_length=1)]
     """The stages in order, each a `[[stage]]` table with a `kind`; the weights chain."""
     mismatch: MismatchConfig = MismatchConfig()
+    guards: GuardsConfig = GuardsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

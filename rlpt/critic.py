@@ -43,6 +43,12 @@ class Critic(nn.Module):
     def forward(self, hidden_RD: Float[Tensor, "R D"]) -> Float[Tensor, "R K"]:
         return self.head(hidden_RD.float())
 
+    @property
+    def has_finite_gradients(self) -> bool:
+        """Of this rank's own."""
+        gradients = [each.grad for each in self.head.parameters() if each.grad is not None]
+        return all(bool(each.isfinite().all()) for each in gradients)
+
     @torch.no_grad()
     def step(self, rate: float, loss_scale: float) -> None:
         """Sum the gradients over ranks, undo the factors of the loss, step. Collective."""

@@ -1,8 +1,10 @@
-"""What the engine's log-probabilities may differ by from the trainer's, as configurations."""
+"""Up to where a run's own numbers may go before it warns or ends, as configurations: those of the engine against the
+trainer, and those of the training itself.
+"""
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlpt.terms import Fraction, Rate
 from rlpt_data.strict import Strict
@@ -65,3 +67,43 @@ class MismatchConfig(Strict):
 
     warn: WarnLimits = WarnLimits()
     halt: HaltLimits = HaltLimits()
+
+
+class GuardsConfig(Strict):
+    """What of the training itself is worth a warning, and what ends a run; with other limits it then goes on from its
+    last checkpoint.
+    """
+
+    nonfinite_in_a_row: Annotated[int, Field(ge=0)] = 3
+    """Most steps in a row that may be skipped because a reward, a loss or the gradient was not finite. 0: the first one
+    ends the run."""
+    nonfinite_share: Fraction = 0.05
+    """Most of the last 100 steps that may be skipped. 0: as above; 1: any number."""
+    grad_norm_warn: Annotated[float, Field(ge=1.0)] = 10.0
+    """Multiple of the gradient norm's running median (of 100 steps of the stage, at least 20). inf: none."""
+    grad_norm_halt: Annotated[float, Field(ge=1.0)] = 100.0
+    """The same, exceeded 5 steps in a row. inf: none."""
+    truncation_warn: Fraction = 0.05
+    """Share of the thoughts of the last 50 steps that the budget ended, of the step's own budget. 1: never."""
+    truncation_halt: Fraction = 0.1
+    """The same, exceeded for 50 steps in a row: the first 99 steps of a stage end no run. 1: never, for a run that
+    studies truncation or that has yet to learn its closer."""
+    leak_warn: Fraction = 0.2
+    """Share of the thoughts of the last 50 steps that say 4 tokens in a row of the held-out text which the context does
+    not have. 1: never."""
+    length_gap_warn: Rate = 0.5
+    """Difference in length of thoughts above and below their group, as a share of the mean length, over 50 steps in
+    which the gain did not rise. inf: none."""
+    control_margin_warn: float = 0.0
+    """Least nats per token by which the policy's own thought beats every control of a verdict, at the lower end of the
+    95% interval, in an evaluation that finds a gain. -inf: none."""
+
+    @model_validator(mode="after")
+    def _warns_before_it_halts(self) -> "GuardsConfig":
+        for name in ("grad_norm", "truncation"):
+            warn, halt = getattr(self, f"{name}_warn"), getattr(self, f"{name}_halt")
+            if warn > halt:
+                raise ValueError(
+                    f"{name}_warn = {warn:g} exceeds {name}_halt = {halt:g}: the run would end unwarned; lower it"
+                )
+        return self

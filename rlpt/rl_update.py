@@ -26,6 +26,8 @@ from rlpt.batch import (
     text_positions,
 )
 from rlpt.credit import Credit, Credited
+from rlpt.faults import Faults, solid
+from rlpt.gaming import thought_sums
 from rlpt.loss_terms import Terms, mean_advantage
 from rlpt.mismatch import Extremes, raise_to
 from rlpt.objective import m2_threshold
@@ -65,15 +67,19 @@ def rl_step(
         rewarded, advantage_PG = update.in_one_forward(reward, parts)
     else:
         rewarded, advantage_PG = update.after_scoring(reward)
-    norm = apply_gradients(learner, stage.optimizer, stage_step, stage.steps, stage.ema_decay)
-    controlled_PG = update.credit.controlled(rewarded.reward_PG, groups)
+    applied = apply_gradients(
+        *(learner, stage.optimizer, stage_step, stage.steps, stage.ema_decay), update.faults
+    )
+    controlled_PG = update.credit.controlled(solid(rewarded.reward_PG), groups)
     sums = update.sums | rewarded.sums | _moments_of("reward/mean", controlled_PG)
-    sums |= _thought_sums(groups) | {
+    sums |= thought_sums(groups, advantage_PG) | {
         "update/one_forward": (float(together), 1.0),
         "time/score": (update.scoring, 1.0),
         "time/train": (time.perf_counter() - started - update.scoring, 1.0),
     }
-    return Stepped(sums, norm, rewarded, advantage_PG, update.extremes)
+    return Stepped(
+        sums, applied.grad_norm, rewarded, advantage_PG, update.extremes, applied.skipped
+    )
 
 
 def rl_score(
@@ -87,14 +93,30 @@ def rl_score(
     """What `rl_step` would have learned from: rewards and advantages alone, the weights left as they are."""
     started = time.perf_counter()
     credit = Credit(stage, learner.world, learner.seed, step, learner.noise)
-    reference = Reference(learner, stage.kl, groups)
+    reference, faults = Reference(learner, stage.kl, groups), Faults()
     rewarded = reward(groups)
-    controlled_PG = credit.controlled(rewarded.reward_PG, groups)
-    sums = rewarded.sums | _moments_of("reward/mean", controlled_PG) | _thought_sums(groups)
-    sums |= reference.sums | {"time/score": (time.perf_counter() - started, 1.0)}
-    reward_PG = reference.penalized(controlled_PG, range(len(groups)))
-    kept_PG = credit.admitted(reward_PG, rewarded.kept_PG)
-    return Stepped(sums, 0.0, rewarded, credit.advantages(reward_PG, kept_PG))
+    reward_PG = _controlled(rewarded, groups, range(len(groups)), credit, reference, faults)
+    advantage_PG = credit.advantages(reward_PG, credit.admitted(reward_PG, rewarded.kept_PG))
+    controlled_PG = credit.controlled(solid(rewarded.reward_PG), groups)
+    sums = rewarded.sums | _moments_of("reward/mean", controlled_PG)
+    sums |= thought_sums(groups, advantage_PG) | reference.sums
+    sums |= {"time/score": (time.perf_counter() - started, 1.0)}
+    skipped = faults.everyones(learner.world)
+    return Stepped(sums, 0.0, rewarded, advantage_PG, skipped=skipped)
+
+
+def _controlled(
+    rewarded: Rewarded,
+    groups: Sequence[Group],
+    part: Sequence[int],
+    credit: Credit,
+    reference: Reference,
+    faults: Faults,
+) -> Float[np.ndarray, "P G"]:
+    """Rewards as advantages are made of them: under a training control, less what KL costs; all of them finite."""
+    reward_PG = faults.rewards(rewarded.reward_PG, rewarded.kept_PG, groups)
+    reward_PG = reference.penalized(credit.controlled(reward_PG, groups), part)
+    return faults.rewards(reward_PG, rewarded.kept_PG, groups)
 
 
 def _reads_training_forward(stage: RLStage, whole: bool) -> bool:
@@ -124,6 +146,7 @@ class _Update:
     m2_threshold: float = math.inf
     offset: float = 0.0
     """Of a critic's advantages."""
+    faults: Faults = field(default_factory=Faults)
 
     def __post_init__(self) -> None:
         wanted = self.wanted(continuations=False)
@@ -182,8 +205,7 @@ class _Update:
 
     def _controlled(self, rewarded: Rewarded, part: Sequence[int]) -> Float[np.ndarray, "P G"]:
         groups = [self.groups[p] for p in part]
-        reward_PG = self.credit.controlled(rewarded.reward_PG, groups)
-        return self.reference.penalized(reward_PG, part)
+        return _controlled(rewarded, groups, part, self.credit, self.reference, self.faults)
 
     def _gold(
         self,
@@ -298,6 +320,7 @@ class _Update:
             return (terms.loss(readout, batch, crediting(readout, batch)),)
 
         (loss,) = learner.policy(batch.packed, read)
+        self.faults.loss(float(loss.detach()), [self.groups[p].prompt.trunk.document for p in part])
         learner.backward(loss)
         add(self.sums, terms.sums | {"tokens/train": (float(batch.packed.num_tokens), 0.0)})
         raise_to(self.extremes, terms.extremes)
@@ -316,20 +339,6 @@ def _policy_scores(readout: Readout, batch: RolloutBatch, groups: Sequence[Group
 
 def _pieces(scored: RowScores, lengths: Sequence[int]):
     return split_scores(scored.logp_R, scored.argmax_R, lengths)
-
-
-def _thought_sums(groups: Sequence[Group]) -> Sums:
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    count = float(len(rollouts))
-    actions = sum(rollout.num_actions for rollout in rollouts)
-    closed = sum(rollout.finish == "closer" for rollout in rollouts)
-    nats = -float(sum(rollout.logp.sum(dtype=np.float64) for rollout in rollouts))
-    return {
-        "thought/length": (float(sum(rollout.thought_len for rollout in rollouts)), count),
-        "thought/closer_rate": (float(closed), count),
-        "thought/nll": (nats, float(actions)),
-        "tokens/rollout": (float(sum(len(rollout.ids) for rollout in rollouts)), 1.0),
-    }
 
 
 def _moments_of(name: str, values: Float[np.ndarray, "P G"]) -> Sums:

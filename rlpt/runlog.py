@@ -166,6 +166,10 @@ _GATES = (
 """Keys that judge, show, keep or watch a run and do not change what it computes: they may differ when it goes on."""
 
 
+_LIMITS = ("guards.", "mismatch.")
+"""Tables that only end or warn: who reads why a run ended may let it go on."""
+
+
 def check_folder(cfg: RunConfig) -> None:
     """Raises UserError where the folder holds work of another configuration, naming the first difference."""
     if cfg.run_dir.exists() and not cfg.run_dir.is_dir():
@@ -174,7 +178,7 @@ def check_folder(cfg: RunConfig) -> None:
     if not path.exists() or not has_work(cfg.run_dir):
         return
     for key, (old, new) in differences(read_config(path), resolved(cfg)).items():
-        if key == "run_dir" or key.endswith(_GATES):
+        if key == "run_dir" or key.endswith(_GATES) or key.startswith(_LIMITS):
             continue
         raise UserError(
             f"{cfg.run_dir}: holds a run with {key} = {old!r}, this one has {new!r}; choose another run_dir, or "

@@ -16,9 +16,8 @@ from rlpt.console import say
 from rlpt.evaluate import answers, files
 from rlpt.evaluate.evaluation import Evaluation
 from rlpt.evaluate.subject import Subject, decoder, evaluate_subject
-from rlpt.exits import FaultError
 from rlpt.frames import Framer
-from rlpt.guards import coarser, verdict
+from rlpt.guards import coarser
 from rlpt.hints import HintedSupply, hint_of
 from rlpt.masker import MaskerSupply, masker_of
 from rlpt.mixture import stage_stream
@@ -38,10 +37,11 @@ from rlpt.rollout.records import packed, unpacked
 from rlpt.rollout.start import open_engine
 from rlpt.runlog import RunLog, has_work, read_journal
 from rlpt.saved_supply import SavedSupply
+from rlpt.sentry import Sentry
 from rlpt.stages import NextTokenStage, RLStage, Stage
 from rlpt.supply import Supply
 from rlpt.types import Markers
-from rlpt.update import Learner, LossScale, Stepped, reduced
+from rlpt.update import Learner, LossScale
 from rlpt.work import Outfit, Work
 from rlpt_data.shards import ShardFolder
 from rlpt_data.strict import UserError
@@ -63,10 +63,13 @@ class Session:
     started: float = field(default_factory=time.perf_counter)
     unfinished: Progress | None = None
     """Progress of a checkpoint inside a stage, whose other parts `begin` restores."""
-    warned: set[str] = field(default_factory=set)
-    """Metrics of the mismatch that a warning was said of."""
     checks: dict[str, Any] = field(default_factory=dict)
     """What the trial before the first step measured."""
+    sentry: Sentry = field(init=False)
+
+    def __post_init__(self) -> None:
+        dtype = coarser(self.cfg.policy.compute_dtype, self.engine.dtype)
+        self.sentry = Sentry(self.cfg, self.world, self.log, dtype)
 
     @property
     def markers(self) -> Markers:
@@ -107,6 +110,7 @@ class Session:
         # No rank may read a journal before rank 0 has cut it back.
         self.log.truncate(progress.journals, progress.step)
         dist.barrier(self.world)
+        self.sentry.recall()
         CLOCK.step = progress.step
         return progress
 
@@ -256,6 +260,7 @@ class Session:
             f"step {step} ({stage}): held-out gain {gain:+.4f} nats/token, verdict {found.summary['verdict']}",
             self.world.is_main,
         )
+        self.sentry.evaluated(stage, step, found.summary)
         return found
 
     def answer(self, stage: RLVRStage, step: int) -> None:
@@ -294,27 +299,6 @@ class Session:
         return any(
             row["step"] == step for row in read_journal(self.cfg.run_dir / "evaluations.jsonl")
         )
-
-    def metrics(
-        self, stage: str, step: int, stepped: Stepped, values: dict[str, float]
-    ) -> dict[str, float]:
-        """Sums and extremes over ranks, one line of metrics.jsonl. Raises FaultError where the engine's
-        log-probabilities and the trainer's are further apart than `mismatch.halt` allows.
-        """
-        means = reduced(stepped.sums, stepped.extremes, self.world) | values
-        dtype = coarser(self.cfg.policy.compute_dtype, self.engine.dtype)
-        warnings, halts = verdict(means, self.cfg.mismatch, dtype)
-        if stepped.extremes:
-            means["mismatch/warnings"] = float(len(warnings))
-        self.log.metrics(step, stage, means)
-        where = f"{self.cfg.run_dir}, stage {stage}, step {step}"
-        for name, line in warnings.items():
-            if name not in self.warned:
-                say(f"{where}: {line}", self.world.is_main)
-        self.warned |= warnings.keys()
-        if halts:
-            raise FaultError(f"{where}: {'; '.join(halts.values())}; the last checkpoint is kept")
-        return means
 
     def close(self) -> None:
         """End the save in flight, and the engine: its processes, files and memory."""

@@ -32,8 +32,8 @@ from rlpt_data.strict import UserError
 def run(cfg: RunConfig, resume: str = "auto", dry_run: bool = False) -> dict[str, Any]:
     """Train all stages of a configuration, from where the run folder stands; returns the summary.
 
-    Raises UserError for a mistake in the configuration, the shards or the run folder, FloatingPointError for a
-    non-finite gradient or reward; the last checkpoint is kept either way.
+    Raises UserError for a mistake in the configuration, the shards or the run folder, FaultError where the run's own
+    numbers leave the limits of [guards] or [mismatch]; the last checkpoint is kept either way.
     """
     shards = open_shards(cfg.data)
     plan = blueprint(cfg.policy, shards, cfg.longest_path, cfg.prompts.frame)
@@ -99,16 +99,10 @@ def asked(stop: Stop, world: dist.World) -> bool:
 def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> dict[str, float]:
     """One optimiser step and its line of metrics."""
     started = time.perf_counter()
-    try:
-        if isinstance(stage, RLStage):
-            stepped = rl_train_step(session, work, stage, progress)
-        else:
-            stepped = next_token_train_step(session, work, stage, progress)
-    except FloatingPointError as error:
-        raise FloatingPointError(
-            f"{session.cfg.run_dir}, stage {stage.name}, step {progress.step + 1}: {error}; the last checkpoint is "
-            "kept: start another run from it (init_from) with a lower optimizer.lr or clip_norm"
-        ) from error
+    if isinstance(stage, RLStage):
+        stepped = rl_train_step(session, work, stage, progress)
+    else:
+        stepped = next_token_train_step(session, work, stage, progress)
     progress.step += 1
     progress.stage_step += 1
     CLOCK.step = progress.step
@@ -123,7 +117,7 @@ def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> 
         stepped.sums.update(
             session.engine.counters(), **{"time/idle_share": (waited, values["time/step"])}
         )
-    return session.metrics(stage.name, progress.step, stepped, values)
+    return session.sentry.step(stage.name, progress.step, stepped, values)
 
 
 def next_token_train_step(
@@ -156,7 +150,8 @@ def rl_train_step(session: Session, work: Work, stage: RLStage, progress: Progre
             work.learner, batch.groups, work.reward, stage, progress.step, progress.stage_step
         )
     assert stepped.rewarded is not None
-    work.supply.rated(batch, stepped.rewarded)
+    if not stepped.skipped:
+        work.supply.rated(batch, stepped.rewarded)
     work.supply.trained(batch)
     work.renew_reference(stage, progress.stage_step + 1)
     stepped.sums.update(batch.sums, **{"time/generate": (generated, 1.0)})

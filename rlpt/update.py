@@ -8,16 +8,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rlpt import dist
 from rlpt.advantage import RESOLUTION
 from rlpt.batch import framed_batch, split_padded
 from rlpt.critic import Critic
+from rlpt.faults import Faults
 from rlpt.frames import Framed
 from rlpt.guards import PREFIX
 from rlpt.mismatch import Extremes, finished
@@ -98,6 +101,16 @@ class Stepped:
     rewarded: Rewarded | None = None
     advantage_PG: np.ndarray | None = None
     extremes: Extremes = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    """What was not finite, on any rank, so that nothing was trained on; empty: the step was taken."""
+
+
+class Applied(NamedTuple):
+    """What became of a step's gradients, the same on every rank."""
+
+    grad_norm: float
+    skipped: tuple[str, ...]
+    """As in `Stepped`."""
 
 
 def next_token_step(
@@ -112,6 +125,7 @@ def next_token_step(
             "documents_per_step, or prepare documents with more target_spans"
         )
     sums: Sums = {}
+    faults = Faults()
     lengths = [frame.branch.cut + len(frame.branch.ids) for frame in frames]
     for part in split_padded(lengths, stage.micro_batch_tokens, learner.world):
         packed, kinds = framed_batch(
@@ -122,7 +136,9 @@ def next_token_step(
             next_token_loss(kind.logp_R, torch.full_like(kind.logp_R, 1.0 / count))
             for kind in scored
         ]
-        learner.backward(torch.stack(losses).sum())
+        loss = torch.stack(losses).sum()
+        faults.loss(float(loss.detach()), [frames[i].trunk.document for i in part])
+        learner.backward(loss)
         for name, kind in zip(("loss/next_token", "loss/thought"), scored, strict=True):
             add(
                 sums,
@@ -133,34 +149,48 @@ def next_token_step(
                     )
                 },
             )
-    norm = apply_gradients(learner, stage.optimizer, stage_step, stage.steps, stage.ema_decay)
+    applied = apply_gradients(
+        *(learner, stage.optimizer, stage_step, stage.steps, stage.ema_decay), faults
+    )
     sums |= {
         "time/train": (time.perf_counter() - started, 1.0),
         "tokens/train": (float(sum(lengths)), 1.0),
     }
-    return Stepped(sums, norm)
+    return Stepped(sums, applied.grad_norm, skipped=applied.skipped)
 
 
 def apply_gradients(
-    learner: Learner, cfg: OptimizerConfig, stage_step: int, steps: int, ema_decay: float
-) -> float:
-    """Clip, check, step, move the EMA. Raises FloatingPointError on a gradient that is not finite, changing nothing.
+    learner: Learner,
+    cfg: OptimizerConfig,
+    stage_step: int,
+    steps: int,
+    ema_decay: float,
+    faults: Faults,
+) -> Applied:
+    """Clip, step, move the EMA; nothing where a reward, a loss or the gradient was not finite on any rank. Collective.
 
-    In float16 such a step is skipped, with a norm of 0, while a smaller scale may be the remedy.
+    A step that is skipped leaves weights, moments, EMA, critic and their bias corrections bit for bit as they were. It
+    counts all the same: its documents are consumed, the learning rate goes on along its schedule, the version of the
+    weights rises. In float16 a gradient that overflows is no fault while a smaller scale may be the remedy; its norm
+    is then 0.
     """
     if learner.scale.value != 1.0:
         scale_gradients(learner.policy, 1.0 / learner.scale.value)
-    norm = torch.nn.utils.clip_grad_norm_(learner.policy.parameters(), cfg.clip_norm)
+    parameters = list(learner.policy.parameters())
+    norm = get_total_norm([each.grad for each in parameters if each.grad is not None])
     grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    if not math.isfinite(grad_norm):
-        learner.optimizer.zero_grad()
-        if learner.critic is not None:
-            learner.critic.optimizer.zero_grad()
+    if learner.critic is not None and not learner.critic.has_finite_gradients:
+        faults.found.append("the gradient of the critic is not finite")
+    skipped = faults.everyones(learner.world)
+    if not skipped and not math.isfinite(grad_norm):
         if learner.scale.overflowed():
-            return 0.0
-        raise FloatingPointError(
-            f"gradient norm is {grad_norm}; the weights were left as they were before this step"
-        )
+            _drop_gradients(learner)
+            return Applied(0.0, ())
+        skipped = _where_not_finite(learner, grad_norm)
+    if skipped:
+        _drop_gradients(learner)
+        return Applied(grad_norm, skipped)
+    clip_grads_with_norm_(parameters, cfg.clip_norm, norm)
     rate = learning_rate(cfg, stage_step, steps)
     set_learning_rate(learner.optimizer, rate)
     learner.optimizer.step()
@@ -170,7 +200,26 @@ def apply_gradients(
     learner.scale.good()
     if learner.ema is not None:
         move_ema(learner.ema, learner.policy, ema_decay)
-    return grad_norm
+    return Applied(grad_norm, ())
+
+
+def _drop_gradients(learner: Learner) -> None:
+    learner.optimizer.zero_grad()
+    if learner.critic is not None:
+        learner.critic.optimizer.zero_grad()
+
+
+def _where_not_finite(learner: Learner, grad_norm: float) -> tuple[str, ...]:
+    """What is known of a gradient whose norm is not finite. By now it is the sum over ranks: the rank is that of the
+    shard. Collective."""
+    named = Faults(
+        [
+            f"the gradient of {name} is not finite"
+            for name, each in learner.policy.named_parameters()
+            if each.grad is not None and not bool(local(each.grad).isfinite().all())
+        ]
+    ).everyones(learner.world)
+    return named or (f"the norm of the gradient is {grad_norm}, though every entry is finite",)
 
 
 @torch.no_grad()
@@ -197,15 +246,15 @@ def add(into: Sums, more: Sums) -> None:
 
 def reduced(sums: Sums, extremes: Extremes, world: dist.World) -> dict[str, float]:
     """Ratios of sums over all ranks, and what they and the extremes make of the mismatch; ``tokens/*`` are totals, they
-    are not divided. Collective.
+    are not divided. A mean over nothing is left out. Collective.
     """
     names, peaks = sorted(sums), sorted(extremes)
     flat = dist.total([value for name in names for value in sums[name]], world)
     totals = dict(zip(names, zip(flat[::2], flat[1::2], strict=True), strict=True))
     largest = dist.greatest([extremes[name] for name in peaks], world)
     means = {
-        name: value if name.startswith("tokens/") else value / max(count, 1e-30)
+        name: value if name.startswith("tokens/") else value / count
         for name, (value, count) in totals.items()
-        if not name.startswith(PREFIX)
+        if not name.startswith(PREFIX) and (count or name.startswith("tokens/"))
     }
     return means | finished(totals, dict(zip(peaks, largest, strict=True)))

@@ -1,12 +1,12 @@
 """Likelihood rewards: how likely a thought makes the held-out text, under some scorer, above some baseline."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 
 from rlpt.reward import aggregates
@@ -147,10 +147,15 @@ class Likelihood:
     def __call__(self, groups: Sequence[Group], policy: PolicyScores | None = None) -> Rewarded:
         thought, no_think = policy if policy is not None else self._policy(groups)
         own = thought if self._is_policys else self._thoughts(self.cfg.scorer, groups)
+        base = self._baseline(groups, no_think)
         lengths = Lengths.of(groups, self.kit.noise)
-        gold_PG = _totals(thought, groups)
-        gain_PG = gain(gold_PG, _sums(no_think), lengths.tokens_P)
-        reward_PG = shaped(self._unshaped(groups, own, no_think), self.cfg.shapes, lengths)
+        gold_PG = _totals(_solid(thought), groups)
+        gain_PG = gain(gold_PG, _sums(_solid(no_think)), lengths.tokens_P)
+        reward_PG = shaped(self._unshaped(groups, own, base), self.cfg.shapes, lengths)
+        # A shape would turn an impossible continuation into an ordinary reward: it has seen 0, and NaN comes after it.
+        # Whoever raised here would leave other ranks waiting; `rlpt.faults` has all of them skip the step.
+        finite_PG = _finite(groups, (thought, own), (no_think, base))
+        gain_PG, reward_PG = (np.where(finite_PG, each, np.nan) for each in (gain_PG, reward_PG))
         num_PG = np.broadcast_to(lengths.tokens_P[:, None], gain_PG.shape)
         sums = {
             "gain/mean": (float((gain_PG * num_PG).sum()), float(num_PG.sum())),
@@ -170,10 +175,11 @@ class Likelihood:
         return self.cfg.cancels(self.kit.centred)
 
     def _unshaped(
-        self, groups: Sequence[Group], own: list[Scores], no_think: list[Scores]
+        self, groups: Sequence[Group], own: list[Scores], base: list[Scores] | None
     ) -> Float[np.ndarray, "P G"]:
-        base = self._baseline(groups, no_think)
-        per_prompt = zip(_by_group(own, groups), base or [None] * len(groups), strict=True)
+        none = [None] * len(groups)
+        bases = none if base is None else [each.logp.astype(np.float64) for each in _solid(base)]
+        per_prompt = zip(_by_group(_solid(own), groups), bases, strict=True)
         rows = [self._value(logp_GC, base_C) for logp_GC, base_C in per_prompt]
         return np.stack(rows) if rows else np.zeros((0, 1))
 
@@ -226,44 +232,48 @@ class Likelihood:
         head = prompt.frame.head
         return Branch(0, concat(head, branch.ids), len(head) + branch.score_start)
 
-    def _baseline(
-        self, groups: Sequence[Group], no_think: list[Scores]
-    ) -> list[Float[np.ndarray, " C"]] | None:
+    def _baseline(self, groups: Sequence[Group], no_think: list[Scores]) -> list[Scores] | None:
         name = self.cfg.baseline
         if name == "none" or self._cancels:
             return None
         if name == "policy":
-            scores = no_think
-        elif name == "empty":
+            return no_think
+        if name == "empty":
             empty = np.zeros(0, dtype=np.int64)
             pairs = [
                 (g.prompt.trunk, thought_branch(g.prompt, self.kit.markers, empty)) for g in groups
             ]
-            scores = self.kit.scorers["policy"].branches(pairs)
-        else:
-            scores = bare_scores(self.kit.scorers[name], [group.prompt for group in groups])
-        return [_checked(score.logp, p, "no thought") for p, score in enumerate(scores)]
+            return self.kit.scorers["policy"].branches(pairs)
+        return bare_scores(self.kit.scorers[name], [group.prompt for group in groups])
 
 
 def _by_group(scores: Sequence[Scores], groups: Sequence[Group]) -> list[aggregates.Logp]:
     """One (G, C) array a group, float64."""
     found, at = [], 0
-    for p, group in enumerate(groups):
-        size = len(group.rollouts)
-        parts = scores[at : at + size]
-        found.append(
-            np.stack([_checked(each.logp, p, f"rollout {g}") for g, each in enumerate(parts)])
-        )
-        at += size
+    for group in groups:
+        parts = scores[at : at + len(group.rollouts)]
+        found.append(np.stack([each.logp.astype(np.float64) for each in parts]))
+        at += len(parts)
     return found
 
 
-def _checked(logp_C: np.ndarray, prompt: int, what: str) -> Float[np.ndarray, " C"]:
-    """In float64. Before any shape, which would turn an impossible continuation into an ordinary reward."""
-    total = float(logp_C.sum(dtype=np.float64))
-    if not np.isfinite(total):
-        raise FloatingPointError(f"the score of prompt {prompt}, {what} is {total}")
-    return logp_C.astype(np.float64)
+def _solid(scores: list[Scores]) -> list[Scores]:
+    """0 throughout in the place of scores whose total is not finite."""
+    return [
+        score if np.isfinite(score.total) else replace(score, logp=np.zeros_like(score.logp))
+        for score in scores
+    ]
+
+
+def _finite(
+    groups: Sequence[Group],
+    of_rollouts: Sequence[Sequence[Scores]],
+    of_prompts: Sequence[Sequence[Scores] | None],
+) -> Bool[np.ndarray, "P G"]:
+    """Rollouts whose own scores, and whose prompt's, are finite in total."""
+    finite_PG = np.all([np.isfinite(_totals(each, groups)) for each in of_rollouts], axis=0)
+    finite_P = [np.isfinite(_sums(each)) for each in of_prompts if each is not None]
+    return finite_PG & np.all(finite_P, axis=0)[:, None]
 
 
 def _totals(scores: Sequence[Scores], groups: Sequence[Group]) -> Float[np.ndarray, "P G"]:

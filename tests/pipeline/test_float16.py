@@ -6,6 +6,7 @@ import torch
 
 from rlpt.config import FreshPolicy, PolicyConfig, PromptConfig, ThoughtConfig
 from rlpt.credit import Credit, Credited
+from rlpt.faults import Faults
 from rlpt.optim import adamw
 from rlpt.policy import load
 from rlpt.policy.load import local
@@ -75,7 +76,7 @@ def test_a_step_that_overflows_is_skipped_and_halves_the_scale(policy, plan, wor
     before = [local(p).clone() for p in policy.parameters()]
     for parameter in policy.parameters():
         parameter.grad = torch.full_like(parameter, torch.inf)
-    assert apply_gradients(learner, STAGE.optimizer, 0, 4, 0.9) == 0.0
+    assert apply_gradients(learner, STAGE.optimizer, 0, 4, 0.9, Faults()) == (0.0, ())
     assert learner.scale.value == LossScale.FIRST / 2
     assert all(torch.equal(local(p), b) for p, b in zip(policy.parameters(), before, strict=True))
 
@@ -86,8 +87,21 @@ def test_a_scale_of_one_is_no_remedy(policy, plan, world) -> None:
     learner = learner_of(policy, plan, world, scale)
     for parameter in policy.parameters():
         parameter.grad = torch.full_like(parameter, torch.nan)
-    with pytest.raises(FloatingPointError, match="gradient norm is nan"):
-        apply_gradients(learner, STAGE.optimizer, 0, 4, 0.9)
+    norm, skipped = apply_gradients(learner, STAGE.optimizer, 0, 4, 0.9, Faults())
+    assert np.isnan(norm)
+    assert "the gradient of lm.model.embed_tokens.weight is not finite" in skipped[0]
+    assert scale.value == 1.0
+
+
+def test_a_fault_elsewhere_does_not_move_the_scale(policy, plan, world) -> None:
+    learner = learner_of(policy, plan, world, LossScale("float16"))
+    before = [local(p).clone() for p in policy.parameters()]
+    for parameter in policy.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    applied = apply_gradients(learner, STAGE.optimizer, 0, 4, 0.9, Faults(["the loss is nan"]))
+    assert applied.skipped == ("rank 0: the loss is nan",)
+    assert learner.scale.value == LossScale.FIRST
+    assert all(torch.equal(local(p), b) for p, b in zip(policy.parameters(), before, strict=True))
 
 
 def test_the_norm_is_that_of_the_unscaled_gradient(policy, plan, world, groups) -> None:
@@ -96,7 +110,8 @@ def test_the_norm_is_that_of_the_unscaled_gradient(policy, plan, world, groups) 
     policy.zero_grad()
     scaled = learner_of(policy, plan, world, LossScale("float16"))
     accumulated(scaled, groups, 1.0)
-    assert apply_gradients(scaled, STAGE.optimizer, 0, 4, 0.9) == pytest.approx(size, rel=1e-4)
+    norm, _ = apply_gradients(scaled, STAGE.optimizer, 0, 4, 0.9, Faults())
+    assert norm == pytest.approx(size, rel=1e-4)
 
 
 def test_a_scale_doubles_after_enough_good_steps() -> None:

@@ -131,8 +131,11 @@ def test_a_step_that_blows_up_ends_in_one_line_and_keeps_the_last_checkpoint(
     runs, toml: Path
 ) -> None:
     words = ["--set", "checkpoint.every=1", "--set", "stage.0.optimizer.lr=1e30"]
-    errors = runs.finished(toml, *words, code=1)
-    assert "stage warmup, step 2: gradient norm is" in errors
+    errors = runs.finished(toml, *words, "--set", "guards.nonfinite_in_a_row=0", code=1)
+    assert (
+        "stage warmup, step 2: skipped, nothing was trained on: rank 0: the gradient of" in errors
+    )
+    assert "stage warmup, step 2: watch/skipped_in_a_row = 1 exceeds" in errors
     assert "lower optimizer.lr" in errors
     assert "Traceback" not in errors
     assert checkpoint.complete_steps(toml.parent / "run") == [1]
