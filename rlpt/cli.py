@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from rlpt.cli_checkpoint import checkpoint
 from rlpt.cli_data import data
 from rlpt.cli_fit import fit
 from rlpt.cli_options import (
@@ -154,6 +155,7 @@ def evaluate(config: Path, overrides: Sequence[str], shard: tuple[int, int], as_
 cli.add_command(fit)
 
 
+cli.add_command(checkpoint)
 cli.add_command(report)
 cli.add_command(watch)
 

@@ -6,6 +6,7 @@ from elsewhere can be wrong, but it cannot act.
 
 import io
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ _CLASSES = {
 }
 
 
+_UNREADABLE = (pickle.UnpicklingError, OSError, RuntimeError, ValueError, KeyError, EOFError)
+"""What a damaged entry can raise."""
+
+
 class _Unpickler(pickle.Unpickler):
     """Makes what DCP writes into `.metadata` and nothing else."""
 
@@ -66,6 +71,49 @@ class Reader(FileSystemReader):
             ) from error
         found.storage_meta = StorageMeta(load_id=self.load_id)
         return found
+
+
+def entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every entry of a checkpoint with its value, one at a time and without any process group.
+
+    Raises UserError where one cannot be read, or is not what the metadata says.
+    """
+    reader = Reader(path)
+    metadata = reader.read_metadata()
+    places = {(index.fqn, index.offset): place for index, place in metadata.storage_data.items()}
+    for name, entry in metadata.state_dict_metadata.items():
+        try:
+            if isinstance(entry, TensorStorageMetadata):
+                yield name, _assembled(path, name, entry, places)
+            else:
+                yield name, _read(path, places[name, None])
+        except _UNREADABLE as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path}: entry {name} cannot be read: {reason}") from error
+
+
+def _assembled(
+    path: Path, name: str, entry: TensorStorageMetadata, places: dict[Any, Any]
+) -> torch.Tensor:
+    whole = torch.empty(entry.size, dtype=entry.properties.dtype)
+    covered = 0
+    for chunk in entry.chunks:
+        part = _read(path, places[name, chunk.offsets])
+        if part.shape != chunk.sizes or part.dtype != whole.dtype:
+            raise ValueError(f"has {tuple(part.shape)} {part.dtype}, not {tuple(chunk.sizes)}")
+        spans = [slice(o, o + n) for o, n in zip(chunk.offsets, chunk.sizes, strict=True)]
+        whole[tuple(spans)] = part
+        covered += part.numel()
+    if covered != whole.numel():
+        raise ValueError(f"its parts have {covered} numbers, it has {whole.numel()}")
+    return whole
+
+
+def _read(path: Path, place: filesystem._StorageInfo) -> Any:
+    with (path / place.relative_path).open("rb") as file:
+        file.seek(place.offset)
+        data = io.BytesIO(file.read(place.length))
+    return torch.load(data, weights_only=True, map_location="cpu")
 
 
 def _checked(found: Any, folder: Path) -> Metadata:

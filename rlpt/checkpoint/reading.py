@@ -35,6 +35,16 @@ def state_of(parts: Mapping[str, Any]) -> dict[str, Any]:
 def restore(path: Path, parts: Mapping[str, Any]) -> None:
     """Read the parts back in place, on any number of ranks. Raises UserError where they are damaged. Collective."""
     state = state_of(parts)
+    read_into(state, path)
+    for name, part in parts.items():
+        if isinstance(part, tuple):
+            set_optimizer_state_dict(*part, optim_state_dict=state[name])
+    if isinstance(rng := state.get("rng"), dict):
+        torch.set_rng_state(rng["torch"])
+
+
+def read_into(state: dict[str, Any], path: Path) -> None:
+    """Fill a nested state with what a checkpoint has of it. Raises UserError where that cannot be read. Collective."""
     try:
         _quietly(lambda: dcp_load(state, storage_reader=Reader(path), planner=Planner()))
     except CheckpointException as error:
@@ -44,11 +54,6 @@ def restore(path: Path, parts: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path}: cannot be read: {type(cause).__name__}: {cause}; restore it, or use another checkpoint"
         ) from error
-    for name, part in parts.items():
-        if isinstance(part, tuple):
-            set_optimizer_state_dict(*part, optim_state_dict=state[name])
-    if isinstance(rng := state.get("rng"), dict):
-        torch.set_rng_state(rng["torch"])
 
 
 def files(path: Path, prefix: str) -> list[tuple[str, bytes]]:

@@ -25,6 +25,7 @@ from rlpt import dist
 from rlpt.checkpoint import folders
 from rlpt.checkpoint.faults import check_space, faulty, retried
 from rlpt.checkpoint.folders import MARKER, Entry, Progress
+from rlpt.checkpoint.keeping import dropped
 from rlpt.checkpoint.reading import state_of
 from rlpt.console import say
 from rlpt.observe import CheckpointConfig
@@ -68,7 +69,14 @@ class Saver:
         ``own`` are files that this rank alone has, by name. Waits for the save before, and raises what failed in it.
         """
         self.settle()
-        staged = self.stager.stage(state_of(parts))
+        self.write(progress, state_of(parts), own)
+
+    def write(
+        self, progress: Progress, state: dict[str, Any], own: Mapping[str, bytes] | None = None
+    ) -> None:
+        """As `save`, of a state as DCP has it; nothing may be in flight. Collective."""
+        assert self.flight is None
+        staged = self.stager.stage(state)
         record = json.dumps(asdict(progress)).encode()
         files = {**(own or {}), **({"progress.json": record} if self.world.is_main else {})}
         self.flight = _Flight(partial(self._write, progress.step, staged, files))
@@ -150,9 +158,8 @@ class Saver:
         """Those that neither `keep_last` nor `keep_every` keeps."""
         complete = [path for path in folders.folders(self.run_dir) if not folders.defect(path)]
         steps = [step for step in map(folders.step_of, complete) if step <= newest]
-        for step in steps[: -self.cfg.keep_last]:
-            if not (self.cfg.keep_every and step % self.cfg.keep_every == 0):
-                shutil.rmtree(folders.path_of(self.run_dir, step))
+        for step in dropped(steps, self.cfg.keep_last, self.cfg.keep_every):
+            shutil.rmtree(folders.path_of(self.run_dir, step))
 
 
 def _bytes(staged: Any) -> int:
