@@ -52,12 +52,14 @@ def conclude(summary: Summary, as_json: bool) -> None:
     finish(summary, as_json)
 
 
-def show(renderable: object) -> None:
+def show(renderable: Any) -> None:
     """Print a table for people to read."""
     from rich.console import Console
 
+    from rlpt_data.visible import Visible
+
     # A pipe has no width of its own, and rich would fold tables at 80.
-    Console(width=None if sys.stdout.isatty() else 140).print(renderable)
+    Console(width=None if sys.stdout.isatty() else 140).print(Visible(renderable))
 
 
 class InOrder(click.Group):

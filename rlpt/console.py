@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rlpt_data.visible import visible
+
 Report = Callable[[int, str], None]
 """(steps done, what to say beside the bar)."""
 
@@ -60,7 +62,7 @@ def _lines(title: str, total: int) -> Report:
 def say(text: str, show: bool = True) -> None:
     """One line on stderr."""
     if show:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 class _Lines(logging.Handler):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from rlpt_data.visible import visible
+
 Summary = dict[str, Any]
 _FIRST_OF_A_STRATUM = ("verdict", "gain_heldout_after", "logp_answer")
 
@@ -10,7 +12,7 @@ def text(summary: Summary) -> str:
     """One aligned line per figure, the verdict first; an interval reads ``mean [low, high]``."""
     rows = _flattened({key: summary[key] for key in sorted(summary, key=_verdict_first)})
     width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(visible(f"{name:<{width}}  {value}") for name, value in rows)
 
 
 def proving_text(summary: Summary) -> str:

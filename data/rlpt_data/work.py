@@ -23,6 +23,7 @@ from rlpt_data.plan import Plan
 from rlpt_data.progress import STDERR, shown
 from rlpt_data.strict import UserError
 from rlpt_data.tally import Tally
+from rlpt_data.visible import visible
 from rlpt_data.workers import Failure, full_disk
 
 
@@ -184,4 +185,4 @@ def remove_leftovers(out: Path) -> None:
 
 def say(line: str) -> None:
     """One line on stderr."""
-    STDERR.print(line, markup=False, highlight=False, soft_wrap=True)
+    STDERR.print(visible(line), markup=False, highlight=False, soft_wrap=True)

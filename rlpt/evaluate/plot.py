@@ -79,7 +79,7 @@ def draw(table: Mapping[str, Any], path: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     # The same numbers give the same bytes.
-    with mpl.rc_context({"svg.hashsalt": "rlpt", "font.size": 9}):
+    with mpl.rc_context({"svg.hashsalt": "rlpt", "font.size": 9, "text.parse_math": False}):
         figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (title, found) in zip(axes, panels, strict=True):

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from rlpt.report.words import visible
+from rlpt_data.visible import visible
 
 Row = dict[str, Any]
 Points = Sequence[tuple[float, float]]
@@ -154,4 +155,4 @@ def svg(figure: Figure, name: str, title: str) -> str:
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     for placeholder, variable in _VARIABLES.items():
         text = text.replace(placeholder, f"var(--{variable})")
-    return text.replace('role="img">', f'role="img" aria-label="{visible(title)}">', 1)
+    return text.replace('role="img">', f'role="img" aria-label="{escape(visible(title))}">', 1)

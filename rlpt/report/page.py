@@ -18,6 +18,7 @@ from rlpt.report.evidence import data_cards, evidence
 from rlpt.report.run import Row, Run
 from rlpt.report.settings import Setting, beside_defaults, between
 from rlpt.report.words import duration, interval, number, signed
+from rlpt_data.visible import visible
 
 _STYLES = ("page.css", "browser.css")
 _SCRIPTS = ("rollouts.js", "drawing.js", "browse.js", "page.js")
@@ -36,7 +37,7 @@ def render(runs: Sequence[Run]) -> str:
         "number": number,
         "signed": signed,
         "interval": interval,
-        "visible": lambda value: words.visible(str(value)),
+        "visible": lambda value: visible(str(value)),
     }
     parts = _shared(runs) | (_of_one(runs[0]) if len(runs) == 1 else _of_several(runs))
     template = environment.get_template("page.html.j2")

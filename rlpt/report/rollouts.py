@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from rlpt.report.run import Run
-from rlpt.report.words import visible
+from rlpt_data.visible import visible
 
 Row = dict[str, Any]
 

@@ -1,18 +1,11 @@
 """Numbers and verdicts in plain words. Says no more than the numbers do."""
 
 import math
-import re
 from typing import Any
 
 from rlpt.report.run import Run
 
 MINUS = "\N{MINUS SIGN}"
-_SPELLED_OUT = re.compile(
-    # Control characters but tab and newline, halves of surrogate pairs, and what turns or hides text.
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
-    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
-)
-
 CONTROLS = {
     "own": ("own thought", "what the policy wrote itself"),
     "empty": ("empty", "opener and closer with nothing between: what the markers do"),
@@ -21,13 +14,6 @@ CONTROLS = {
     "other_document": ("other document", "a thought about another text"),
     "shuffled": ("shuffled", "its own tokens in another order: what its words alone do"),
 }
-
-
-def visible(text: str) -> str:
-    """Text as it can safely be read: control characters and those that reverse the line are spelled
-    out.
-    """
-    return _SPELLED_OUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def number(value: float | int | None, digits: int = 3) -> str:

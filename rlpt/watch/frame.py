@@ -15,8 +15,9 @@ from rich.text import Text
 
 from rlpt.guards import verdict
 from rlpt.report.readings import PARTS, dtype_of, limits_of, time_parts
-from rlpt.report.words import duration, interval, signed, visible
+from rlpt.report.words import duration, interval, signed
 from rlpt.watch.following import Known
+from rlpt_data.visible import visible
 
 Row = dict[str, Any]
 BLOCKS = "▁▂▃▄▅▆▇█"

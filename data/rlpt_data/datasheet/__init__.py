@@ -6,7 +6,6 @@ become markup. What a folder does not say is said to be so, and never guessed.
 
 import json
 import os
-import unicodedata
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ from rlpt_data.provenance import sources_of
 from rlpt_data.shards import CUT_KINDS, ShardFolder
 from rlpt_data.store import flush
 from rlpt_data.strict import UserError
-
-_TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Bidirectional classes of the characters that nobody sees and that reorder what follows."""
+from rlpt_data.visible import visible
 
 
 def default_path(folder: Path) -> Path:
@@ -51,7 +48,7 @@ def render(folder: ShardFolder) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["visible"] = visible
+    environment.filters["visible"] = lambda value: visible(str(value))
     files = resources.files("rlpt_data.datasheet")
     template = environment.from_string((files / "page.html.j2").read_text(encoding="utf-8"))
     style = Markup((files / "page.css").read_text(encoding="utf-8"))
@@ -79,15 +76,3 @@ def context(folder: ShardFolder) -> dict[str, Any]:
         "kept": samples.kept(folder),
         "config": json.dumps(manifest.config, indent=2, ensure_ascii=False),
     }
-
-
-def visible(value: object) -> str:
-    """Text with control characters and those that turn the line round spelled out."""
-    return "".join(f"\\u{ord(c):04x}" if _hides(c) else c for c in str(value))
-
-
-def _hides(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    control = unicodedata.category(character) in ("Cc", "Cs")
-    return control or unicodedata.bidirectional(character) in _TURNING
