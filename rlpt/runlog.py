@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from rlpt import wandb_log
 from rlpt.config import RunConfig
 from rlpt.dist import World
+from rlpt.rows import journal_row, zipped
 from rlpt.wandb_log import WandbLog
-from rlpt_data.strict import UserError
+from rlpt_data.strict import UserError, json_of
 
 _JOURNALS = ("metrics.jsonl", "evaluations.jsonl", "answers.jsonl")
 _PACKAGES = (
@@ -80,7 +79,8 @@ class RunLog:
         for name in _JOURNALS:
             path = self.dir / name
             whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-            found[name] = max((int(json.loads(line)["step"]) for line in whole), default=-1)
+            rows = [_journal_row(path, n, line) for n, line in enumerate(whole, start=1)]
+            found[name] = max((row["step"] for row in rows), default=-1)
         dumps = (self.dir / "rollouts").glob("step_*.jsonl.zst")
         return found | {"rollouts": max((int(path.name[5:11]) for path in dumps), default=-1)}
 
@@ -118,7 +118,7 @@ class RunLog:
         if self.world.is_main:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             path = self.dir / "rollouts" / f"step_{step:06d}.jsonl.zst"
-            path.write_bytes(zstandard.compress(text.encode()))
+            path.write_bytes(zipped(text.encode()))
             if self._wandb is not None:
                 self._wandb.rollouts(step, rows)
 
@@ -207,7 +207,7 @@ def _questions_path(run_dir: Path, stage: str) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """A run's config.json as it lies there. Raises UserError where it is damaged."""
     try:
-        table = json.loads(path.read_text())
+        table = json_of(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: damaged: {error}; restore it, or name another run") from error
     if not isinstance(table, dict):
@@ -279,7 +279,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 def _journal_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        return json.loads(line)
+        return journal_row(line)
     except ValueError as error:
         raise UserError(
             f"{path}, line {number}: damaged: {error}; restore the file, or name another run"

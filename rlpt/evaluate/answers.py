@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 from jaxtyping import Bool
+from pydantic import TypeAdapter
 
 from rlpt import dist
 from rlpt.evaluate.attempts import pass_at_k
 from rlpt.reward.base import Reward
 from rlpt.rollout.engine import Engine
+from rlpt.rows import unzipped, zipped
 from rlpt.statistics import Interval, pair, ratio_intervals
 from rlpt.types import Group, Markers, Prompt, Rollout, concat
+from rlpt_data.strict import UserError
 
 PURPOSE = "answers"
 
@@ -41,6 +43,9 @@ class Answered:
     thought_tokens: list[int]
     closed: list[bool]
     """Whether the policy ended the thought itself."""
+
+
+_ANSWERED = TypeAdapter(Answered)
 
 
 def answer(
@@ -189,11 +194,16 @@ def save(path: Path, records: Sequence[Answered]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(asdict(record)) + "\n" for record in records)
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(zstandard.compress(text.encode()))
+    temporary.write_bytes(zipped(text.encode()))
     temporary.replace(path)
 
 
 def load(path: Path) -> list[Answered]:
-    """What `save` wrote."""
-    lines = zstandard.decompress(path.read_bytes()).splitlines()
-    return [Answered(**json.loads(line)) for line in lines]
+    """What `save` wrote. Raises UserError where it is damaged."""
+    try:
+        lines = unzipped(path.read_bytes()).splitlines()
+        return [_ANSWERED.validate_json(line, strict=True, extra="forbid") for line in lines]
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged: {error}; restore it, or start the run over in another folder"
+        ) from error

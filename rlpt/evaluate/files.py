@@ -3,13 +3,15 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import zstandard
-
+from rlpt.evaluate.bits_per_byte import WindowRecord
 from rlpt.evaluate.evaluation import Evaluation
-from rlpt.evaluate.plain import plain, restored
+from rlpt.evaluate.plain import as_written, made, plain, restored
 from rlpt.evaluate.quantities import Resampling
-from rlpt_data.strict import UserError
+from rlpt.evaluate.records import Record
+from rlpt.rows import unzipped, zipped
+from rlpt_data.strict import UserError, json_of
 
 WHOLE, CLOCK = "evaluation.json.zst", "seconds.json"
 """Of a job's evaluation: all of it, and what every part of it took."""
@@ -29,21 +31,34 @@ def save(path: Path, evaluation: Evaluation) -> None:
         "resampling": asdict(evaluation.resampling),
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(zstandard.compress(json.dumps(table).encode()))
+    temporary.write_bytes(zipped(json.dumps(table).encode()))
     temporary.replace(path)
 
 
 def load(path: Path) -> Evaluation:
     """What `save` wrote. Raises UserError for a damaged file, or one of a version whose records had fewer fields."""
     try:
-        table = json.loads(zstandard.decompress(path.read_bytes()))
-    except (ValueError, zstandard.ZstdError) as error:
+        table = json_of(unzipped(path.read_bytes()))
+        if isinstance(table, dict) and isinstance(table.get("records"), list):
+            raise UserError(
+                f"{path}: was written by an earlier version; finish its run with that one, or start over in another "
+                "folder"
+            )
+        return _evaluation(table)
+    except UserError:
+        raise
+    except ValueError as error:
         raise UserError(
             f"{path}: damaged: {error}; remove it, an evaluation job makes it again, a run does not"
         ) from error
-    if isinstance(table["records"], list):
-        raise UserError(
-            f"{path}: was written by an earlier version; finish its run with that one, or start over in another folder"
-        )
-    records, windows = restored(table["records"]), restored(table["windows"])
-    return Evaluation(records, windows, table["summary"], Resampling(**table["resampling"]))
+
+
+def _evaluation(table: Any) -> Evaluation:
+    """Raises ValueError for what `save` did not write."""
+    if not isinstance(table, dict) or {*table} != {"records", "windows", "summary", "resampling"}:
+        raise ValueError("holds no evaluation")
+    records = as_written(list[Record], restored(table["records"]))
+    windows = as_written(list[WindowRecord], restored(table["windows"]))
+    summary = as_written(dict[str, Any], table["summary"])
+    resampling = made(Resampling, as_written(dict[str, Any], table["resampling"]))
+    return Evaluation(records, windows, summary, resampling)

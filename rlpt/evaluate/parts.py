@@ -12,15 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import zstandard
-
 from rlpt import dist
 from rlpt.console import Report
 from rlpt.evaluate.files import CLOCK, WHOLE
-from rlpt.evaluate.plain import plain, restored
+from rlpt.evaluate.plain import as_written, plain, restored
 from rlpt.jobs import Task
-from rlpt.runlog import differences
-from rlpt_data.strict import UserError
+from rlpt.rows import unzipped, zipped
+from rlpt.runlog import differences, read_config
+from rlpt_data.strict import UserError, json_of
 
 T = TypeVar("T")
 Shard = tuple[int, int]
@@ -65,7 +64,7 @@ class Parts:
             if self.world.is_main:
                 self._write(path, value, time.perf_counter() - started)
         else:
-            value = restored(stored["value"])
+            value = self._value(path, stored)
         self.done += 1
         self.report(self.done, name)
         return value
@@ -76,11 +75,21 @@ class Parts:
         self.turn += 1
         return (self.turn - number) % count == 0
 
+    def _value(self, path: Path, stored: dict[str, Any]) -> Any:
+        try:
+            return restored(stored["value"])
+        except ValueError as error:
+            raise _damaged(path, error) from error
+
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            stored = json.loads(zstandard.decompress(path.read_bytes()))
-        except (ValueError, zstandard.ZstdError) as error:
-            raise UserError(f"{path}: damaged: {error}; remove it, it is computed again") from error
+            stored = as_written(dict[str, Any], json_of(unzipped(path.read_bytes())))
+            if {*stored} != {"task", "seconds", "value"} or not isinstance(
+                stored["seconds"], float
+            ):
+                raise ValueError("holds no part")
+        except ValueError as error:
+            raise _damaged(path, error) from error
         if stored["task"] != self.key:
             raise UserError(
                 f"{path}: is of another task ({stored['task']}, this one is {self.key}); remove it, or put the part "
@@ -91,7 +100,7 @@ class Parts:
     def _write(self, path: Path, value: object, seconds: float) -> None:
         table = {"task": self.key, "seconds": seconds, "value": plain(value)}
         path.parent.mkdir(exist_ok=True)
-        _put(path, zstandard.compress(json.dumps(table).encode()))
+        _put(path, zipped(json.dumps(table).encode()))
 
     def seconds(self) -> dict[str, float]:
         """Of every part that is there, by its name, over all sessions of the job."""
@@ -100,6 +109,10 @@ class Parts:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
+
+
+def _damaged(path: Path, error: ValueError) -> UserError:
+    return UserError(f"{path}: damaged: {error}; remove it, it is computed again")
 
 
 def claim(folder: Path, task: Task) -> None:
@@ -112,7 +125,7 @@ def claim(folder: Path, task: Task) -> None:
             f"{folder}: holds an evaluation, and no task.json says which; choose another out_dir, or remove that folder"
         )
     if found:
-        for key, (old, new) in differences(json.loads(path.read_text()), table).items():
+        for key, (old, new) in differences(read_config(path), table).items():
             if not _only_a_place(key):
                 raise UserError(
                     f"{folder}: holds an evaluation with {key} = {old!r}, this one has {new!r}; choose another "

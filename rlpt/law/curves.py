@@ -7,9 +7,8 @@ of thinking begins: what made the weights it starts from is another law's.
 
 import csv
 import difflib
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rlpt_data.strict import UserError
+from rlpt.rows import Row, journal_row
+from rlpt_data.strict import UserError, json_of
 
-Row = dict[str, Any]
 Numbers = dict[str, float]
 AXES = ("steps", "tokens", "flops", "seconds")
 """What a run's compute is counted in."""
@@ -244,17 +243,17 @@ def _number(cell: str | None, path: Path, line: int) -> float:
 def _journal(path: Path) -> list[Row]:
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    lines = enumerate(path.read_bytes().splitlines(), start=1)
+    return [_parsed(line, f"{path}, line {number}", journal_row) for number, line in lines]
 
 
 def _json(path: Path) -> Row:
-    return _parsed(path.read_text(encoding="utf-8"), str(path))
+    return _parsed(path.read_bytes(), str(path), json_of)
 
 
-def _parsed(text: str, where: str) -> Row:
+def _parsed(text: bytes, where: str, row_of: Callable[[bytes], Any]) -> Row:
     try:
-        table = json.loads(text)
+        table = row_of(text)
     except ValueError as error:
         raise UserError(f"{where}: damaged: {error}; remove or restore it") from error
     if not isinstance(table, dict):

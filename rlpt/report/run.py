@@ -1,17 +1,14 @@
 """A run folder as plain values, and the list of what is not in it."""
 
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import zstandard
+from rlpt.rows import Row, journal_row, unzipped
+from rlpt_data.strict import UserError, json_of
 
-from rlpt_data.strict import UserError
-
-Row = dict[str, Any]
 _OF_A_GROUP = ("step", "document", "context", "continuation_tokens", "rollouts")
 
 
@@ -102,7 +99,7 @@ def read_object(path: Path, what: str, missing: list[str]) -> Row:
         missing.append(f"{path.name}: absent, so {what} cannot be shown")
         return {}
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json_of(path.read_bytes())
     except ValueError as error:
         missing.append(f"{path.name}: damaged ({error}), so {what} cannot be shown")
         return {}
@@ -116,18 +113,23 @@ def _journal(path: Path, what: str, keys: Collection[str], missing: list[str]) -
     if not path.is_file():
         missing.append(f"{path.name}: absent, so {what} cannot be shown")
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rows = _rows(lines, path.name, keys, missing)
+    rows = _rows(path.read_bytes().splitlines(), path.name, keys, journal_row, missing)
     if not rows:
         missing.append(f"{path.name}: empty, so {what} cannot be shown")
     return rows
 
 
-def _rows(lines: Iterable[str], name: str, keys: Collection[str], missing: list[str]) -> list[Row]:
+def _rows(
+    lines: Iterable[bytes],
+    name: str,
+    keys: Collection[str],
+    row_of: Callable[[bytes], Any],
+    missing: list[str],
+) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = row_of(line)
         except ValueError:
             row = None
         if isinstance(row, dict) and all(key in row for key in keys):
@@ -147,17 +149,11 @@ def _dumps(folder: Path, missing: list[str]) -> list[Row]:
 def read_dump(path: Path, missing: list[str]) -> list[Row]:
     """The groups of one dump; a damaged one has none, and is said in ``missing``."""
     try:
-        with path.open("rb") as file:
-            text = (
-                zstandard.ZstdDecompressor()
-                .stream_reader(file, read_across_frames=True)
-                .read()
-                .decode()
-            )
-    except (zstandard.ZstdError, UnicodeDecodeError) as error:
+        text = unzipped(path.read_bytes())
+    except ValueError as error:
         missing.append(f"rollouts/{path.name}: damaged ({error}) and left out")
         return []
-    return _rows(text.splitlines(), f"rollouts/{path.name}", _OF_A_GROUP, missing)
+    return _rows(text.splitlines(), f"rollouts/{path.name}", _OF_A_GROUP, json_of, missing)
 
 
 def _trained_on(run_dir: Path) -> Row:

@@ -5,15 +5,14 @@ A row names its document by the position in the stage's order; text is read from
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import zstandard
+from pydantic import Field, ValidationError, model_validator
 
-from rlpt.types import Group, Prompt, Rollout
-from rlpt_data.strict import UserError
-
-Row = dict[str, Any]
+from rlpt.rows import Row, unzipped, zipped
+from rlpt.types import Finish, Group, Prompt, Rollout
+from rlpt_data.strict import Strict, UserError, json_of
 
 
 def group_row(group: Group) -> Row:
@@ -63,22 +62,75 @@ def _rollout(row: Row) -> Rollout:
     )
 
 
+Index = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _RolloutRow(Strict):
+    ids: Annotated[list[Index], Field(min_length=1)]
+    action: list[Literal[0, 1]]
+    logp: list[float]
+    version: list[Annotated[int, Field(ge=-1, lt=2**53)]]
+    thought_len: Index
+    finish: Finish
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "_RolloutRow":
+        if {len(self.action), len(self.logp), len(self.version)} != {len(self.ids)}:
+            raise ValueError("ids, action, logp and version differ in length")
+        if self.thought_len >= len(self.ids):
+            raise ValueError("the thought has no closer")
+        return self
+
+
+class _GroupRow(Strict):
+    document: str
+    cut: int
+    budget: Index | None
+    rollouts: Annotated[list[_RolloutRow], Field(min_length=1)]
+
+
+class _LotRow(Strict):
+    """A document in hand (`rlpt.lots`)."""
+
+    place: str
+    position: Annotated[int, Field(ge=0, lt=2**53)]
+    uses: Index
+    budget: Index | None
+    cuts: list[int]
+    groups: list[_GroupRow] | None
+
+
+class _RatingRow(Strict):
+    """What is known of a document or a prompt (`rlpt.pool`)."""
+
+    place: str
+    position: int
+    of: Literal["document", "prompt"]
+    name: str
+    rating: list[float]
+
+
+def _checked(row: Any) -> Row:
+    """The row, once all of it is what a row holds. Raises ValueError."""
+    kind = _RatingRow if isinstance(row, dict) and "of" in row else _LotRow
+    try:
+        kind.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return row
+
+
 def packed(rows: Iterable[Row]) -> bytes:
-    """JSON lines, compressed, with a checksum: a digit that flips is still JSON."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    return zstandard.ZstdCompressor(write_checksum=True).compress(text.encode())
+    """JSON lines, compressed."""
+    return zipped("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def unpacked(data: bytes, where: str) -> list[Row]:
     """Raises UserError where the bytes are damaged."""
-    # Piece by piece: in one go the frame's own word for its size is believed, and the memory for it taken.
-    frame = zstandard.ZstdDecompressor().decompressobj()
     try:
-        text = frame.decompress(data).decode()
-        if not frame.eof:
-            raise ValueError("the file ends too early")
-        return [json.loads(line) for line in text.splitlines()]
-    except (zstandard.ZstdError, ValueError) as error:
+        return [_checked(json_of(line)) for line in unzipped(data).splitlines()]
+    except ValueError as error:
         raise UserError(
             f"{where}: damaged: {error}; restore it, or go on from another checkpoint"
         ) from error

@@ -1,16 +1,13 @@
 """The files of a run as they grow -> what is known of it now. Every number of the view is one of theirs."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rlpt.report.run import read_dump
-from rlpt_data.strict import UserError
-
-Row = dict[str, Any]
+from rlpt.rows import Row, journal_row
+from rlpt_data.strict import UserError, json_of
 
 
 class Follower:
@@ -45,12 +42,8 @@ class Follower:
     def _take(self, line: bytes) -> None:
         self._at, self._last = self._at + len(line), line
         try:
-            row = json.loads(line)
+            self.rows.append(journal_row(line))
         except ValueError:
-            row = None
-        if isinstance(row, dict) and "step" in row:
-            self.rows.append(row)
-        else:
             self.damaged += 1
 
 
@@ -153,7 +146,7 @@ class Watched:
 def _object(path: Path) -> Row | None:
     """A JSON object; None where there is none, or none yet."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json_of(path.read_bytes())
     except (OSError, ValueError):
         return None
     return table if isinstance(table, dict) else None

@@ -34,7 +34,7 @@ def drawn(known, width=120):
 
 
 def lines(*steps):
-    return "".join(json.dumps({"step": step}) + "\n" for step in steps)
+    return "".join(json.dumps({"step": step, "stage": "rl"}) + "\n" for step in steps)
 
 
 def steps(follower):
@@ -52,7 +52,7 @@ def test_a_journal_is_followed_as_it_grows(tmp_path):
         file.write('{"step": 3')
     assert steps(follower) == [1, 2]
     with path.open("a") as file:
-        file.write("}\n")
+        file.write(', "stage": "rl"}\n')
     assert steps(follower) == [1, 2, 3]
     assert follower.damaged == 0
 

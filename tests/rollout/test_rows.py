@@ -1,0 +1,96 @@
+"""Lines of JSON that a run leaves: damage, bombs and rows that are none are refused before anything is made of them."""
+
+import json
+import tracemalloc
+
+import pytest
+import zstandard
+
+from rlpt.rollout.records import packed, unpacked
+from rlpt.rows import journal_row, unzipped, zipped
+from rlpt_data.strict import UserError
+
+ROLLOUT = {
+    "ids": [3, 4, 5], "action": [1, 1, 0], "logp": [-0.5, float("-inf"), 0.0], "version": [-1, 0, 7],
+    "thought_len": 2, "finish": "budget",
+}  # fmt: skip
+GROUP = {"document": "ab", "cut": 9, "budget": None, "rollouts": [ROLLOUT]}
+LOT = {"place": "kept", "position": 1, "uses": 0, "budget": 3, "cuts": [9], "groups": [GROUP]}
+RATING = {"place": "rated", "position": -1, "of": "document", "name": "ab", "rating": [1, 0.5]}
+
+
+def test_rows_come_back_as_they_were() -> None:
+    assert unpacked(packed([LOT, RATING]), "f") == [LOT, RATING]
+
+
+def with_rollout(**changes: object) -> dict:
+    return LOT | {"groups": [GROUP | {"rollouts": [ROLLOUT | changes]}]}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        5, [], {}, LOT | {"position": -1}, LOT | {"position": 2**60}, LOT | {"cuts": [1.5]},
+        LOT | {"more": 1}, LOT | {"groups": [GROUP | {"rollouts": []}]}, RATING | {"rating": ["x"]},
+        RATING | {"of": "cut"}, with_rollout(ids=[3, 4]), with_rollout(action=[1, 1]),
+        with_rollout(logp=[0.0]), with_rollout(version=[0]), with_rollout(thought_len=3),
+        with_rollout(thought_len=-1), with_rollout(ids=[3, 4, -1]), with_rollout(ids=[3, 4, 2**31]),
+        with_rollout(action=[1, 1, 2]), with_rollout(finish="end"), with_rollout(version=[-2, 0, 0]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_row_that_holds_something_else_is_damage(row: object) -> None:
+    data = zipped(json.dumps(row).encode() + b"\n")
+    with pytest.raises(UserError, match=r"f: damaged: .+; restore it"):
+        unpacked(data, "f")
+
+
+def test_lists_without_end_are_damage() -> None:
+    with pytest.raises(UserError, match="f: damaged: recursion limit"):
+        unpacked(zipped(b"[" * 5000 + b"\n"), "f")
+
+
+def test_a_bomb_costs_its_limit_and_no_more() -> None:
+    bomb = zstandard.compress(bytes(1 << 30))
+    assert len(bomb) < 1 << 16
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="swell to more than 67108864"):
+        unzipped(bomb)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 200 << 20
+
+
+def test_rows_may_shrink_two_hundred_times() -> None:
+    rows = b'{"a": 1}\n' * (9 << 20)
+    assert unzipped(zipped(rows[: 1 << 26])) == rows[: 1 << 26]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b"5", "no table"),
+        (b"{", "EOF"),
+        (b'{"stage": "a"}', "no step"),
+        (b'{"step": true, "stage": "a"}', "no step"),
+        (b'{"step": -1, "stage": "a"}', "no step"),
+        (b'{"step": 1e3, "stage": "a"}', "no step"),
+        (b'{"step": 9007199254740992, "stage": "a"}', "no step"),
+        (b'{"step": 1}', "no stage"),
+        (b'{"step": 1, "stage": 2}', "no stage"),
+        (b'{"step": 1, "stage": "a", "summary": 2}', "no stage, or a summary"),
+        (b'{"step": 1, "stage": "a", "x": "2"}', "x is no number"),
+        (b'{"step": 1, "stage": "a", "x": true}', "x is no number"),
+        (b'{"step": 1, "stage": "a", "x": 9007199254740992}', "x is no number"),
+        (b'{"step": 1, "stage": "a", "x": [1]}', "x is no number"),
+        (b'{"step": 1, "stage": "\\ud800"}', "hex escape"),
+    ],
+)
+def test_a_line_of_a_journal_holds_a_step_a_stage_and_numbers(line: bytes, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        journal_row(line)
+
+
+def test_numbers_of_a_journal_may_be_absent_or_none() -> None:
+    row = {"step": 0, "stage": "a", "x": None, "y": 3, "z": 0.5, "summary": {"v": "w"}}
+    assert journal_row(json.dumps(row).encode()) == row
