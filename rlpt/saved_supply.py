@@ -11,7 +11,7 @@ from rlpt.config import PromptConfig
 from rlpt.lots import Batch, ages, lot_of
 from rlpt.prompts import Samples
 from rlpt.reward.base import Rewarded
-from rlpt.rollout.records import Row, unpacked
+from rlpt.rollout.records import Row, supply_rows
 from rlpt.stages import RLStage
 from rlpt.types import Group, Markers
 from rlpt_data.strict import UserError
@@ -54,7 +54,7 @@ class SavedSupply:
                 f"rollout.saved = {self.run_dir}: has no {path.name}, so no groups for step {step + 1}; save them "
                 "with rollout.save_groups = true, or lower the stage's steps"
             )
-        rows = sorted(unpacked(path.read_bytes(), str(path)), key=lambda row: row["position"])
+        rows = sorted(supply_rows(path.read_bytes(), str(path)), key=lambda row: row["position"])
         self._check(rows, path)
         lots = [
             lot_of(row, self.stream, self.cfg, self.markers, self.seed, str(path))

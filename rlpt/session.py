@@ -33,7 +33,7 @@ from rlpt.reward.base import Kit, Reward
 from rlpt.rlvr import RLVRStage
 from rlpt.rollout import sync
 from rlpt.rollout.engine import Engine
-from rlpt.rollout.records import packed, unpacked
+from rlpt.rollout.records import packed, supply_rows
 from rlpt.rollout.start import open_engine
 from rlpt.runlog import RunLog, has_work, read_journal
 from rlpt.saved_supply import SavedSupply
@@ -171,7 +171,7 @@ class Session:
             if work.supply is not None:
                 self.publish(unfinished.step)
                 found = checkpoint.files(path, _SUPPLY)
-                rows = [row for name, data in found for row in unpacked(data, name)]
+                rows = [row for name, data in found for row in supply_rows(data, name)]
                 work.supply.restore(rows, unfinished.cursor, str(path))
         return work
 

@@ -4,7 +4,7 @@ A row names its document by the position in the stage's order; text is read from
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -127,9 +127,18 @@ def packed(rows: Iterable[Row]) -> bytes:
 
 
 def unpacked(data: bytes, where: str) -> list[Row]:
-    """Raises UserError where the bytes are damaged."""
+    """Whatever was packed. Raises UserError where the bytes are damaged."""
+    return _read(data, where, json_of)
+
+
+def supply_rows(data: bytes, where: str) -> list[Row]:
+    """Documents in hand and ratings, once all of each is what such a row holds. Raises UserError."""
+    return _read(data, where, lambda line: _checked(json_of(line)))
+
+
+def _read(data: bytes, where: str, row_of: Callable[[bytes], Row]) -> list[Row]:
     try:
-        return [_checked(json_of(line)) for line in unzipped(data).splitlines()]
+        return [row_of(line) for line in unzipped(data).splitlines()]
     except ValueError as error:
         raise UserError(
             f"{where}: damaged: {error}; restore it, or go on from another checkpoint"

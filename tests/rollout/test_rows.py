@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 import zstandard
 
-from rlpt.rollout.records import packed, unpacked
+from rlpt.rollout.records import packed, supply_rows
 from rlpt.rows import journal_row, unzipped, zipped
 from rlpt_data.strict import UserError
 
@@ -20,7 +20,7 @@ RATING = {"place": "rated", "position": -1, "of": "document", "name": "ab", "rat
 
 
 def test_rows_come_back_as_they_were() -> None:
-    assert unpacked(packed([LOT, RATING]), "f") == [LOT, RATING]
+    assert supply_rows(packed([LOT, RATING]), "f") == [LOT, RATING]
 
 
 def with_rollout(**changes: object) -> dict:
@@ -42,12 +42,12 @@ def with_rollout(**changes: object) -> dict:
 def test_a_row_that_holds_something_else_is_damage(row: object) -> None:
     data = zipped(json.dumps(row).encode() + b"\n")
     with pytest.raises(UserError, match=r"f: damaged: .+; restore it"):
-        unpacked(data, "f")
+        supply_rows(data, "f")
 
 
 def test_lists_without_end_are_damage() -> None:
     with pytest.raises(UserError, match="f: damaged: recursion limit"):
-        unpacked(zipped(b"[" * 5000 + b"\n"), "f")
+        supply_rows(zipped(b"[" * 5000 + b"\n"), "f")
 
 
 def test_a_bomb_costs_its_limit_and_no_more() -> None:
