@@ -4,6 +4,7 @@ Bodies raise, and this is the one place that turns what they raised into words a
 imports nothing heavy: a command that fails before its first tensor must fail fast.
 """
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 USER_MISTAKE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 _LONGEST_LINE = 2000
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 _AFTER_A_FAULT = (
     "rlpt: a fault, not a mistake of yours. Finished work is kept: repeat the command to go on "
@@ -59,10 +61,19 @@ def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
     except Exception as error:
         if _is_mistake(error):
             return _report(str(error), USER_MISTAKE, as_json)
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            return _report(_of_the_disk(error), FAULT, as_json)
         if isinstance(error, ModuleNotFoundError) and (remedy := _installation(error.name or "")):
             return _report(f"{error}; {remedy}", USER_MISTAKE, as_json)
         traceback.print_exc()
         return _report(_AFTER_A_FAULT, FAULT, as_json)
+
+
+def _of_the_disk(error: OSError) -> str:
+    return (
+        f"{error.filename or 'a file of this command'}: {error.strerror}; finished work is kept: make room, or the "
+        "disk work again, then repeat the command to go on from there"
+    )
 
 
 def _is_mistake(error: Exception) -> bool:

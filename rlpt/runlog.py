@@ -118,17 +118,19 @@ class RunLog:
         if self.world.is_main:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             path = self.dir / "rollouts" / f"step_{step:06d}.jsonl.zst"
-            path.write_bytes(zipped(text.encode()))
+            with told(path):
+                path.write_bytes(zipped(text.encode()))
             if self._wandb is not None:
                 self._wandb.rollouts(step, rows)
 
     def groups(self, path: Path, data: bytes) -> None:
         """Every group of a step in full, whole or not at all."""
         if self.world.is_main:
-            path.parent.mkdir(exist_ok=True)
             temporary = path.with_suffix(".tmp")
-            temporary.write_bytes(data)
-            temporary.replace(path)
+            with told(path):
+                path.parent.mkdir(exist_ok=True)
+                temporary.write_bytes(data)
+                temporary.replace(path)
 
     def summary(self, table: Mapping[str, Any]) -> None:
         """summary.json: the final numbers."""
@@ -261,13 +263,23 @@ def environment(world: World) -> dict[str, Any]:
 def write_json(path: Path, table: Mapping[str, Any]) -> None:
     """Whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(table, indent=1))
-    temporary.replace(path)
+    with told(path):
+        temporary.write_text(json.dumps(table, indent=1))
+        temporary.replace(path)
 
 
 def append_json(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
+    with told(path), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """A disk that fails names no file: the one that was to be written is."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The command line: quick to answer, one line for a mistake, the promised exit codes."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 # Loaded before `stand_in` puts something else in the place of rlpt.report.
 import rlpt.report.run  # noqa: F401
 from rlpt import cli, exits
+from rlpt.runlog import append_json
 from rlpt_data.strict import UserError
 
 HEAVY = {"torch", "numpy", "transformers", "pydantic", "pyarrow", "rich", "matplotlib"}
@@ -255,3 +257,17 @@ def test_a_mistake_is_one_line_whatever_a_file_put_into_it(
     assert line.startswith("a b c \\x1b[31m \\ud800 zzz")
     assert line.endswith("z...")
     assert len(line) < 2100
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    path = tmp_path / "metrics.jsonl"
+    assert exits.guarded(lambda: append_json(path, {"step": 1})) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path}: No space left on device; finished work is kept")
+    assert said.count("\n") == 1
