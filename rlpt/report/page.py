@@ -12,7 +12,18 @@ import jinja2
 from markupsafe import Markup
 
 import rlpt
-from rlpt.report import charts, clock, compared, curves, judged, results, rollouts, signs, words
+from rlpt.report import (
+    charts,
+    clock,
+    compared,
+    curves,
+    guarded,
+    judged,
+    results,
+    rollouts,
+    signs,
+    words,
+)
 from rlpt.report.drawing import finite, sparkline
 from rlpt.report.evidence import data_cards, evidence
 from rlpt.report.run import Row, Run
@@ -67,12 +78,13 @@ _SECTIONS = {
     "curves": "training",
     "clocks": "time",
     "mismatch": "engine",
+    "watches": "alarms",
     "signs": "signs",
     "data": "data",
     "settings": "settings",
     "evidence": "evidence",
 }
-_ANCHORS = {"curves": "training", "clocks": "time", "mismatch": "engine"}
+_ANCHORS = {"curves": "training", "clocks": "time", "mismatch": "engine", "watches": "alarms"}
 
 
 def _sections(parts: Row) -> list[tuple[str, str]]:
@@ -98,6 +110,9 @@ def _shared(runs: Sequence[Run]) -> Row:
         "mismatch": _all_drawn(judged.mismatch(runs)),
         "limits": judged.shared_limits(runs) is not None,
         "alarms": [(run.name, *found) for run in runs if (found := judged.alarms(run))],
+        "watches": guarded.watches(runs),
+        "watch_charts": _all_drawn(guarded.charts(runs)),
+        "skipped": [(run.name, found) for run in runs if (found := guarded.skipped(run))],
         "signs": signs.signs(runs),
         "sign_charts": _all_drawn(signs.charts(runs)),
         "rollouts": embedded.text,

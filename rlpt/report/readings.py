@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from rlpt.guards import coarser
-from rlpt.limits import MismatchConfig
+from rlpt.limits import GuardsConfig, MismatchConfig
 from rlpt_data.strict import UserError, parse
 
 Row = dict[str, Any]
@@ -24,6 +24,14 @@ def limits_of(config: Row) -> MismatchConfig | None:
     """A run's own limits; None where its configuration has none, or others than today's."""
     try:
         return parse(MismatchConfig, config["mismatch"], "[mismatch]")
+    except (KeyError, UserError):
+        return None
+
+
+def guards_of(config: Row) -> GuardsConfig | None:
+    """The same of the alarms."""
+    try:
+        return parse(GuardsConfig, config["guards"], "[guards]")
     except (KeyError, UserError):
         return None
 

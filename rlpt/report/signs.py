@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rlpt.alarms import PREFIX
 from rlpt.report.curves import Curve, curves
 from rlpt.report.drawing import canvas, finite, line_style, svg, whole_steps
 from rlpt.report.rollouts import thought_tokens
@@ -51,7 +52,12 @@ def signs(runs: Sequence[Run]) -> list[Sign]:
 def rates(runs: Sequence[Run]) -> list[Curve]:
     """Curves for whatever rate of leaks, named answers and templates the trainer logged."""
     names = {name for run in runs for row in run.metrics for name in row}
-    wanted = sorted(name for name in names if any(rate in name for rate in _RATES))
+    wanted = sorted(
+        name
+        for name in names
+        # Means over the last steps are among the alarms.
+        if any(rate in name for rate in _RATES) and not name.startswith(PREFIX)
+    )
     return [Curve(name, "share", ((name, "share"),)) for name in wanted]
 
 

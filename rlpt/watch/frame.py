@@ -13,8 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rlpt.alarms import MEMORY
+from rlpt.alarms import verdict as judged
 from rlpt.guards import verdict
-from rlpt.report.readings import PARTS, dtype_of, limits_of, time_parts
+from rlpt.report.readings import PARTS, dtype_of, guards_of, limits_of, time_parts
 from rlpt.report.words import duration, interval, signed
 from rlpt.watch.following import Known
 from rlpt_data.visible import visible
@@ -58,7 +60,12 @@ def _rows(known: Known) -> list[RenderableType]:
         _panel("metrics", _metrics(known)),
         Group(_panel("evaluation", _evaluation(known)), _time(known)),
     )
-    return [grid, _panel("engine against trainer", _mismatch(known)), *_rollout(known)]
+    return [
+        grid,
+        _panel("engine against trainer", _mismatch(known)),
+        _panel("alarms", _guards(known)),
+        *_rollout(known),
+    ]
 
 
 def _panel(title: str, body: RenderableType) -> Panel:
@@ -153,6 +160,31 @@ def _time(known: Known) -> RenderableType:
 
 def alarms(known: Known) -> list[str]:
     """What the trainer says of the last step: a line for every limit that it exceeds."""
+    return _of_engine(known) + _of_course(known)
+
+
+def _of_course(known: Known) -> list[str]:
+    cfg = guards_of(known.config)
+    if cfg is None or not known.metrics:
+        return []
+    warnings, halts = judged(known.metrics[-MEMORY:], cfg)
+    return list((warnings | halts).values())
+
+
+def _guards(known: Known) -> RenderableType:
+    """Steps that were skipped or gave a warning, and what the last one says."""
+    counted = [row for row in known.metrics if "watch/warnings" in row]
+    if not counted:
+        return Text("no step was judged", style="dim")
+    skipped = sum(bool(row.get("update/skipped")) for row in counted)
+    warned = sum(row["watch/warnings"] > 0 for row in counted)
+    tone, sign = ("yellow", "▲") if warned or skipped else ("green", "✓")
+    line = f"{sign} {warned} of {len(counted)} steps with a warning, {skipped} skipped"
+    lines = [Text(line, style=tone)]
+    return Group(*lines, *(Text(each, style="bold red") for each in _of_course(known)))
+
+
+def _of_engine(known: Known) -> list[str]:
     numbers = {k: v for k, v in known.last.items() if isinstance(v, (int, float))}
     if (limits := limits_of(known.config)) is None:
         return []
@@ -172,7 +204,7 @@ def _mismatch(known: Known) -> RenderableType:
     tone = "yellow" if warned else "green"
     sign = "▲" if warned else "✓"
     lines = [Text(f"{sign} {warned} of {len(counted)} steps with a warning", style=tone)]
-    lines += [Text(line, style="bold red") for line in alarms(known)]
+    lines += [Text(line, style="bold red") for line in _of_engine(known)]
     return Group(*lines)
 
 

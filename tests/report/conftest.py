@@ -5,7 +5,7 @@ import json
 import pytest
 import zstandard
 
-from rlpt.report import charts, clock, curves, judged, signs
+from rlpt.report import charts, clock, curves, guarded, judged, signs
 
 
 def interval(mean, half=0.02):
@@ -130,5 +130,5 @@ def make_run():
 @pytest.fixture
 def undrawn(monkeypatch):
     """Where the words count: figures are set up, but not drawn, which is what takes the time."""
-    for module in (charts, clock, curves, judged, signs):
+    for module in (charts, clock, curves, guarded, judged, signs):
         monkeypatch.setattr(module, "svg", lambda figure, name, title: f"<svg>{title}</svg>")
