@@ -69,10 +69,10 @@ def _paragraphs(path: Path) -> Iterator[str | None]:
             for paragraph in whole:
                 yield None if too_long or len(paragraph) > MAX_TEXT else paragraph
                 too_long = False
-            if len(rest) > MAX_TEXT:
-                # Its last character may be half of an empty line.
+            # Its last character may be half of an empty line.
+            if len(rest) > MAX_TEXT + 1:
                 too_long, rest = True, rest[-1:]
-    yield None if too_long else rest
+    yield None if too_long or len(rest) > MAX_TEXT else rest
 
 
 def _pieces(paragraphs: Iterable[str | None], piece_bytes: int) -> Iterator[str | None]:

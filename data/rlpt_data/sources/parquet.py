@@ -15,6 +15,8 @@ from rlpt_data.sources.units import Unit, of_files
 from rlpt_data.strict import UserError, nearest
 
 SUFFIXES = (".parquet",)
+_ROWS = 64
+"""At once: a dictionary makes a long text out of every few bytes."""
 
 
 class ParquetConfig(Source):
@@ -45,12 +47,15 @@ def fingerprint(config: ParquetConfig) -> str:
 
 
 def _rows(path: Path, fields: Fields) -> Iterator[SourceDocument | Drop]:
-    number = 0
+    number, left = 0, files.most_bytes(path)
     try:
         with pq.ParquetFile(path) as file:
             columns = _columns(path, file.schema_arrow.names, fields)
-            for batch in file.iter_batches(1024, columns=columns):
+            for batch in file.iter_batches(_ROWS, columns=columns):
                 for row in batch.to_pylist():
+                    left -= len(str(row[fields.text]))
+                    if left < 0:
+                        raise OSError(f"inflates to more than {files.most_bytes(path)} bytes")
                     yield document(row, fields, f"{path}:{number}")
                     number += 1
     # UnicodeDecodeError: of a text or a column's name.
