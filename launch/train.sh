@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Train one config on this machine, or on several.
+# Train one config on this machine, or on several; it goes on where it was.
 #
 #   launch/train.sh configs/train/quickstart.toml [--set key=value ...]
-#   RANKS=2                           ranks on this machine; default: its GPUs, or 1
-#   NODES=4 NODE=0 HEAD=host:29500    more machines: the same command on each, with its own NODE
+#   RANKS=2                    ranks on this machine; default: its GPUs, or 1
+#   NODES=4 HEAD=host:29500    more machines: the same command on each; NODES=2:4 goes on with 2, 3 or 4 of them
+#   RESTARTS=3                 how often all ranks start again after one that failed
+#   GRACE=90                   seconds from a signal to SIGKILL; more than supervision.stop_seconds
+# Exits 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, 2 for a mistake that is seen before a rank starts, else 1.
 set -euo pipefail
 
 if [[ $# -lt 1 ]]; then
@@ -11,22 +14,26 @@ if [[ $# -lt 1 ]]; then
     exit 2
 fi
 
+asked="" torchrun=""
+trap 'asked=143; [[ -z $torchrun ]] || kill -TERM "$torchrun"' TERM USR1
+trap 'asked=130; [[ -z $torchrun ]] || kill -INT "$torchrun"' INT
 PATH="$PWD/.venv/bin:$PATH"
 # A mistake in the config is one line here, and a page of torchrun's from every rank below.
 rlpt train "$@" --dry-run >/dev/null
 
-gpus=0
-if command -v nvidia-smi >/dev/null; then
-    gpus=$(nvidia-smi --list-gpus | grep -c . || true)
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c . || true)
+meet=(--standalone)
+if [[ ${NODES:-1} != 1 ]]; then
+    : "${HEAD:?NODES=$NODES needs HEAD, host:port of one of the machines}"
+    meet=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${SLURM_JOB_ID:-rlpt}")
 fi
-ranks=${RANKS:-$((gpus > 0 ? gpus : 1))}
-nodes=${NODES:-1}
-
-if [[ $nodes -eq 1 ]]; then
-    exec torchrun --standalone --nproc-per-node "$ranks" -m rlpt.train "$@"
-fi
-: "${NODE:?NODES=$nodes needs NODE, the number of this machine from 0}"
-: "${HEAD:?NODES=$nodes needs HEAD, host:port of machine 0}"
-exec torchrun --nnodes "$nodes" --node-rank "$NODE" --rdzv-backend static \
-    --master-addr "${HEAD%:*}" --master-port "${HEAD##*:}" \
-    --nproc-per-node "$ranks" -m rlpt.train "$@"
+torchrun "${meet[@]}" --nproc-per-node "${RANKS:-$((gpus > 0 ? gpus : 1))}" \
+    --max-restarts "${RESTARTS:-3}" --shutdown-timeout "${GRACE:-90}" \
+    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m rlpt.train "$@" &
+torchrun=$!
+[[ -z $asked ]] || kill -TERM "$torchrun"
+# A signal ends the first wait, not torchrun.
+code=0
+wait "$torchrun" || code=$?
+while kill -0 "$torchrun" 2>/dev/null; do wait "$torchrun" && code=0 || code=$?; done
+[[ $code -eq 0 ]] || exit "${asked:-$code}"
