@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from rlpt.checkpoint.folders import read_progress
+from rlpt.checkpoint.folders import manifest, read_progress
 from rlpt.checkpoint.metadata import Planner, Reader
 from rlpt.policy.policy import Policy
 from rlpt_data.strict import UserError
@@ -54,8 +54,9 @@ def read_into(state: dict[str, Any], path: Path) -> None:
 
 
 def files(path: Path, prefix: str) -> list[tuple[str, bytes]]:
-    """Files of a checkpoint that single ranks wrote: (path, contents)."""
-    return [(str(file), file.read_bytes()) for file in sorted(path.glob(f"{prefix}*"))]
+    """Files of a checkpoint that single ranks wrote, as its manifest has them: (path, contents)."""
+    names = [name for name in sorted(manifest(path)) if name.startswith(prefix)]
+    return [(str(path / name), (path / name).read_bytes()) for name in names]
 
 
 def check_tokenizer(path: Path, tokenizer: str) -> None:

@@ -20,7 +20,7 @@ from torch.distributed.tensor import Shard, empty
 from rlpt import dist
 from rlpt.checkpoint import folders
 from rlpt.checkpoint.metadata import Reader, entries
-from rlpt.checkpoint.reading import read_into
+from rlpt.checkpoint.reading import files, read_into
 from rlpt.checkpoint.saving import Saver
 from rlpt.observe import CheckpointConfig
 from rlpt_data.strict import UserError
@@ -55,11 +55,9 @@ def _rank(rank: int, ranks: int, source: str, out: str, meeting: str) -> None:
     state = _sharded(path, world)
     read_into(state, path)
     # Files of single ranks are read by all, whatever their names.
-    own = [file for file in sorted(path.glob("supply_*")) if world.is_main]
+    own = {Path(file).name: data for file, data in files(path, "supply_") if world.is_main}
     with closing(Saver(Path(out), CheckpointConfig(), world)) as saver:
-        saver.write(
-            folders.read_progress(path), state, {file.name: file.read_bytes() for file in own}
-        )
+        saver.write(folders.read_progress(path), state, own)
         saver.settle()
     torch_dist.destroy_process_group()
 

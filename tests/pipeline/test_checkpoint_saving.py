@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from dataclasses import asdict
@@ -268,3 +270,24 @@ def test_every_file_and_folder_is_synced_before_the_checkpoint_has_its_name(
     assert sorted(synced[:4]) == sorted(temporary / name for name in names)
     assert synced[4:] == [temporary / checkpoint.MARKER, temporary, temporary.parent]
     assert folders.defect(checkpoint.path_of(tmp_path, 1)) is None
+
+
+@pytest.mark.slow
+def test_what_fails_on_one_rank_is_raised_on_all_at_one_step_while_they_train(
+    tmp_path: Path,
+) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(Path(__file__).with_name("saving_ranks.py"))]
+    ended = subprocess.run([*command, str(tmp_path)], capture_output=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr.decode()[-3000:]
+    first, second = (json.loads((tmp_path / f"rank_{n}.json").read_text()) for n in (0, 1))
+    ((steps, at, said),) = first["raised"]
+    assert second["raised"] == [[steps, at, said]]
+    assert at == 2
+    assert "rank 1: " in said
+    assert "supply_1: the checkpoint could not be written: No space left" in said
+    # Training went on meanwhile, in step.
+    assert first["steps"] == second["steps"] > 6
+    assert first["saved"] == second["saved"] == [1, 3]
+    files = {path.name for path in checkpoint.path_of(tmp_path, 3).iterdir()}
+    assert files >= {"supply_0", "supply_1", "__0_0.distcp", "progress.json"}
