@@ -25,10 +25,13 @@ _NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @contextmanager
-def only_one(folder: Path, world: dist.World) -> Iterator[None]:
-    """Be the only job of a folder, rank 0 on behalf of all. Raises UserError on every rank. Collective."""
+def only_one(folder: Path, world: dist.World, name: str = NAME) -> Iterator[None]:
+    """Be the only job of a folder, rank 0 on behalf of all. Raises UserError on every rank. Collective.
+
+    Jobs that share a folder have locks of different ``name``.
+    """
     with ExitStack() as held:
-        lock = alone(folder) if world.is_main else nullcontext()
+        lock = alone(folder, name) if world.is_main else nullcontext()
         dist.together(lambda: held.enter_context(lock), world)
         yield
 

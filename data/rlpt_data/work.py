@@ -6,6 +6,7 @@ A pass runs those of its units that the ledger does not hold yet. A unit that fa
 with its error in ``failed/``, and the others go on.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -59,8 +60,12 @@ class Alone:
         self._lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._refuse()
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                self._refuse()
+            say(
+                f"{self.path}: this filesystem has no locks ({error.strerror}): take care to start no second run"
+            )
         if not self._is_ours():
             self._refuse()
         return self

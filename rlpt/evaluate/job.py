@@ -26,6 +26,7 @@ from rlpt.evaluate.rungs import Ladder, Rung, climbed, place, plan, tasks
 from rlpt.evaluate.spending import thinking
 from rlpt.evaluate.subject import Questions, Subject, answered, decoder, questions
 from rlpt.jobs import EvalJobConfig, Task
+from rlpt.lock import NAME, only_one
 from rlpt.policy import load
 from rlpt.policy.policy import Policy
 from rlpt.rollout import sync
@@ -51,7 +52,13 @@ def run(config: EvalJobConfig, shard: Shard = WHOLE) -> dict[str, Any]:
     climb = climbed(config, folder)
     if len(climb.rungs) > 1 and config.figure != "none":
         check_installed(config.figure)
-    with dist.world() as world, closing(Bench(config, folder, climb, world)) as bench:
+    # Shards work side by side, and nobody else with one of them.
+    lock = NAME if shard == WHOLE else f"{NAME}_{shard[0]}_of_{shard[1]}"
+    with (
+        dist.world() as world,
+        only_one(config.out_dir, world, lock),
+        closing(Bench(config, folder, climb, world)) as bench,
+    ):
         for rung, out, task in tasks(config, climb, folder, world):
             if not _finished(out, task, world):
                 _evaluate(bench, rung, out, task, shard)

@@ -1,6 +1,7 @@
 """The same bytes for any number of workers, any order of the input, and any moment of a kill."""
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -239,6 +240,18 @@ def test_two_runs_in_one_folder_are_refused(make: Make) -> None:
     ):
         prepare(config, progress=False)
     prepare(config, progress=False)
+
+
+def test_a_filesystem_without_locks_is_said(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(_file, _how) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    prepare(make("out"), progress=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "this filesystem has no locks (Operation not supported): take care" in said
 
 
 def test_a_unit_that_cannot_be_read_is_set_aside_and_tried_again(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rlpt import lock
 from rlpt.config import PromptConfig, ThoughtConfig
 from rlpt.evaluate.job import run
 from rlpt.evaluate.rungs import climbed
@@ -50,6 +51,19 @@ def test_the_same_job_twice_gives_the_same_files(jobs, shards_dir, tmp_path):
         run(jobs.job(shards_dir, tmp_path / name))
     for file in ("eval.json", "prompts.parquet"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_one_folder_has_one_job_and_shards_side_by_side(jobs, shards_dir, tmp_path):
+    config = jobs.job(shards_dir, tmp_path / "out")
+    with lock.alone(tmp_path / "out"):
+        with pytest.raises(UserError, match="another process is at work here"):
+            run(config)
+        run(config, (1, 2))
+    with (
+        lock.alone(tmp_path / "out", ".lock_2_of_2"),
+        pytest.raises(UserError, match="another process is at work here"),
+    ):
+        run(config, (2, 2))
 
 
 def test_a_run_that_is_not_there_is_refused(jobs, shards_dir, tmp_path):
