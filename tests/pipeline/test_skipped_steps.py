@@ -2,6 +2,9 @@
 no update.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from rlpt.config import RunConfig
 from rlpt.exits import FaultError
 from rlpt.policy.policy import Policy
 from rlpt.reward.likelihood import Likelihood
+from rlpt.supply import Supply
 from rlpt.train import run
 from rlpt.update import Applied, _drop_gradients
 from rlpt_data.strict import load
@@ -163,15 +167,19 @@ def test_the_fourth_step_in_a_row_ends_the_run_and_a_higher_limit_lets_it_go_on(
     changes = ("stage.1.steps=6", "checkpoint.every=1", "checkpoint.keep_last=9")
     cfg = config("ends", *changes)
     at_step(monkeypatch, 3, bad_reward, 4, 5, 6)
+    rated = []
+    monkeypatch.setattr(Supply, "rated", lambda *known: rated.append(known))
     with pytest.raises(FaultError, match=r"step 6: watch/skipped_in_a_row = 4 exceeds .* = 3; "):
         run(cfg)
     assert [row["update/skipped"] for row in runs.steps_of(cfg.run_dir)] == [0, 0, 1, 1, 1, 1]
+    assert rated == []
     # It goes on behind the checkpoint of its last step but one, and remembers three.
     with pytest.raises(FaultError, match="step 6: watch/skipped_in_a_row = 4 exceeds"):
         run(cfg)
     run(config("ends", *changes, "guards.nonfinite_in_a_row=4"))
     found = [row["watch/skipped_in_a_row"] for row in runs.steps_of(cfg.run_dir)]
     assert found == [0, 0, 1, 2, 3, 4, 0, 0]
+    assert len(rated) == 2
 
 
 @pytest.mark.slow
@@ -246,3 +254,25 @@ def test_a_critics_own_gradient_counts(config, monkeypatch, capsys) -> None:
     run(config("own", *changes))
     said = capsys.readouterr().err
     assert "rank 0: the gradient of the critic is not finite" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_one_rank_finds_two_skip(runs, toml: Path) -> None:
+    """Reward, loss and gradient of rank 1; weights, moments and EMA go on as if the step had had no update."""
+    script = Path(__file__).with_name("skips_on_ranks.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(toml), *SHORT],
+        **{"env": os.environ | runs.ENVIRONMENT, "capture_output": True, "text": True},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if "step 4: skipped" in line]
+    # Gradients are summed before anyone sees them: the rank of these is that of the shard.
+    for line, what in zip(said, ("the reward of", "the loss of", "the gradient of"), strict=True):
+        assert f"nothing was trained on: rank 1: {what}" in line
+    expected = runs.weights_of(toml.parent / "idle", 6)
+    for name in ("reward", "loss", "gradient"):
+        assert runs.steps_of(toml.parent / name)[3]["update/skipped"] == 1.0
+        for key, tensor in runs.weights_of(toml.parent / name, 6).items():
+            assert torch.equal(tensor, expected[key]), (name, key)
