@@ -28,6 +28,7 @@ _ROOM = 2**24
 _REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some of the quota there",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "make the file system writable",
     errno.EACCES: "make the folder writable",
     errno.EPERM: "make the folder writable",

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.utils._pytree import tree_leaves
@@ -27,6 +26,7 @@ from rlpt.checkpoint.faults import check_space, faulty, retried
 from rlpt.checkpoint.folders import MARKER, Entry, Progress
 from rlpt.checkpoint.keeping import dropped
 from rlpt.checkpoint.reading import state_of
+from rlpt.checkpoint.writing import Writer
 from rlpt.console import say
 from rlpt.observe import CheckpointConfig
 
@@ -144,7 +144,7 @@ class Saver:
     def _write_tensors(self, path: Path, staged: Any) -> None:
         """Raises, the same on every rank, what failed on the first of those where anything did. Collective."""
         try:
-            dcp_save(staged, storage_writer=FileSystemWriter(path), process_group=self.beside.group)
+            dcp_save(staged, storage_writer=Writer(path), process_group=self.beside.group)
         except CheckpointException as error:
             raise error.failures[min(error.failures)][0] from error
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -188,6 +189,23 @@ def test_a_save_that_fails_is_raised_once_and_keeps_the_last_one(
     assert checkpoint.complete_steps(tmp_path) == [1, 3]
 
 
+@pytest.mark.parametrize("numbers", [100_000, 20])
+def test_a_file_that_may_not_grow_is_named_with_the_system_s_own_error(
+    saver: Saver, tmp_path: Path, numbers: int
+) -> None:
+    """A real one, from the kernel; torch's writer says something else of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        saver.save(Progress(step=1), {"part": {"x": torch.ones(numbers)}})
+        with pytest.raises(FaultError, match=rf"__0_0\.distcp.*\(errno {errno.EFBIG}\)"):
+            saver.settle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    saved(saver, 1)
+    assert checkpoint.complete_steps(tmp_path) == [1]
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("failures", "number"), [(3, errno.EIO), (4, errno.EIO), (1, errno.EPERM)])
 def test_what_may_pass_is_tried_again_three_times_and_said(
@@ -199,7 +217,7 @@ def test_what_may_pass_is_tried_again_three_times_and_said(
     number: int,
 ) -> None:
     """In the middle of DCP's own writing, which is then done anew."""
-    write, calls = saving.FileSystemWriter.write_data, []
+    write, calls = saving.Writer.write_data, []
 
     def failing(self, plan, planner):
         calls.append(1)
@@ -207,7 +225,7 @@ def test_what_may_pass_is_tried_again_three_times_and_said(
             raise OSError(number, os.strerror(number))
         return write(self, plan, planner)
 
-    monkeypatch.setattr(saving.FileSystemWriter, "write_data", failing)
+    monkeypatch.setattr(saving.Writer, "write_data", failing)
     saver.save(Progress(step=1), {"part": {"x": torch.ones(3)}})
     if (failures, number) == (3, errno.EIO):
         saver.settle()
