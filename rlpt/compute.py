@@ -92,7 +92,7 @@ def summed(
             1,
             row.get("tokens/rollout", 0.0),
             row.get("tokens/train", 0.0),
-            flops_of_stage[row["stage"]],
+            flops_of_stage.get(row["stage"]),
             row.get("time/step", 0.0),
         )
         for row in rows

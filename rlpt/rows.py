@@ -62,3 +62,41 @@ def is_number(value: Any) -> bool:
     if type(value) is int:
         return abs(value) < 2**53
     return value is None or isinstance(value, float)
+
+
+NUMBER, TEXT, TRUTH = "a number", "text", "true or false"
+"""What stands at a place, for `fitting`."""
+Shape = str | list[Any] | dict[str, Any]
+
+
+def fitting(value: Any, shape: Shape, name: str = "it") -> Any:
+    """The value, if all that a shape names in it is of that kind. Raises ValueError naming the place.
+
+    A shape is NUMBER, TEXT, TRUTH, a list of one shape, or a table: `key` may be absent or null, `key!` may not, `*` is
+    any other key. What a shape does not name may be anything.
+    """
+    fits = {NUMBER: is_number(value), TEXT: isinstance(value, str), TRUTH: isinstance(value, bool)}
+    if isinstance(shape, str):
+        if value is None or not fits[shape]:
+            raise ValueError(f"{name} is not {shape}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is no list")
+        for each in value:
+            fitting(each, shape[0], name)
+    else:
+        _fitting_table(value, shape, name)
+    return value
+
+
+def _fitting_table(value: Any, shape: dict[str, Any], name: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is no table")
+    named = {key.rstrip("!"): inner for key, inner in shape.items() if key != "*"}
+    for key in (key[:-1] for key in shape if key.endswith("!")):
+        if value.get(key) is None:
+            raise ValueError(f"{name} has no {key}")
+    for key, each in value.items():
+        inner = named.get(key, shape.get("*"))
+        if inner is not None and each is not None:
+            fitting(each, inner, key)

@@ -72,33 +72,33 @@ def shown(rows: Sequence[dict[str, Any]]) -> None:
     Console(width=160).print(table)
 
 
+def kept(row: dict[str, Any], seed: int) -> None:
+    """Put a row in the place of the target's old one."""
+    old = json.loads(RESULTS.read_text())["targets"] if RESULTS.exists() else []
+    rows = {each["target"]: each for each in (*old, row)}
+    machine = {"cores": os.cpu_count(), "system": platform.platform(), "seed": seed}
+    found = machine | {"targets": [rows[name] for name in sorted(rows)]}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Every reader, fed with what it should refuse.")
     parser.add_argument("--inputs", type=int, default=100_000, help="of every target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="targets whose name holds it")
     parser.add_argument("--write", action="store_true", help="keep the rows in fuzz.json")
     words = parser.parse_args()
-    rows: dict[str, dict[str, Any]] = {}
-    if words.only and RESULTS.exists():
-        rows = {row["target"]: row for row in json.loads(RESULTS.read_text())["targets"]}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [
-            t
-            for t in targets(Path(folder))
-            if not words.only or any(n in t.name for n in words.only)
-        ]
-        for target in chosen:
-            rows[target.name] = fuzzed(target, words.inputs, words.seed)
-            rows[target.name]["date"] = str(date.today())
+        for target in targets(Path(folder)):
+            if words.only and not any(name in target.name for name in words.only):
+                continue
+            row = fuzzed(target, words.inputs, words.seed) | {"date": str(date.today())}
+            rows.append(row)
             if words.write:
-                machine = {"cores": os.cpu_count(), "system": platform.platform()}
-                found = machine | {"seed": words.seed, "targets": [*rows.values()]}
-                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    shown([rows[target.name] for target in chosen])
-    sys.exit(any(row["crashes"] for row in rows.values()))
+                kept(row, words.seed)
+    shown(rows)
+    sys.exit(any(row["crashes"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rlpt.rows import Row, journal_row
+from rlpt.rows import TEXT, Row, fitting, journal_row
 from rlpt_data.strict import UserError, json_of
 
 Numbers = dict[str, float]
@@ -125,7 +125,8 @@ def _start(run_dir: Path, metrics: Sequence[Row], from_step: int | None) -> tupl
         return from_step, f"compute counted from step {from_step}"
     thinking: set[str] = set()
     if (run_dir / "config.json").is_file():
-        stages = _json(run_dir / "config.json").get("stage", [])
+        config = _json(run_dir / "config.json", {"stage": [{"name!": TEXT, "kind!": TEXT}]})
+        stages = config.get("stage") or []
         thinking = {stage["name"] for stage in stages if stage["kind"] != "next_token"}
     begun = min((row["step"] - 1 for row in metrics if row["stage"] in thinking), default=0)
     stage = next((row["stage"] for row in metrics if row["step"] == begun + 1), None)
@@ -155,8 +156,8 @@ def _compute(run_dir: Path, x: str, start: int, steps: Sequence[int]) -> dict[in
 
 def _ladder(path: Path, x: str, y: str) -> list[Place]:
     """Rungs of `rlpt eval`: training compute by its axis, or any number of a rung (``thinking.flops``)."""
-    rungs = _json(path).get("rungs")
-    if not isinstance(rungs, list) or not rungs:
+    rungs = _json(path, {"rungs": [{}]}).get("rungs")
+    if not rungs:
         raise UserError(f"{path}: no ladder of `rlpt eval`; give the ladder.json of one")
     compute = f"training.{x}" if x in AXES else x
     rows = [flattened(rung) for rung in rungs]
@@ -247,8 +248,8 @@ def _journal(path: Path) -> list[Row]:
     return [_parsed(line, f"{path}, line {number}", journal_row) for number, line in lines]
 
 
-def _json(path: Path) -> Row:
-    return _parsed(path.read_bytes(), str(path), json_of)
+def _json(path: Path, shape: dict[str, Any]) -> Row:
+    return _parsed(path.read_bytes(), str(path), lambda text: fitting(json_of(text), shape))
 
 
 def _parsed(text: bytes, where: str, row_of: Callable[[bytes], Any]) -> Row:

@@ -95,7 +95,7 @@ def _limit_lines(axes: Axes, run: Run, metric: str, level: str, judge: MismatchC
     """Where the trainer warns (dotted) and where it ends the run (solid), step by step."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in run.metrics:
-        for guard, limit in _bounds(row, judge, level, dtype_of(run.config)):
+        for guard, limit in _bounds(row, judge, level, run.config):
             if guard.metric == metric and 0 < limit < math.inf:
                 found.setdefault(guard.limit, []).append((row["step"], limit))
     for points in found.values():
@@ -107,10 +107,10 @@ def _limit_lines(axes: Axes, run: Run, metric: str, level: str, judge: MismatchC
         axes.annotate(level, at, ha=side, va="bottom", color=colour, fontsize=8)
 
 
-def _bounds(row: Row, judge: MismatchConfig, level: str, dtype: str) -> list[tuple[Guard, float]]:
+def _bounds(row: Row, judge: MismatchConfig, level: str, config: Row) -> list[tuple[Guard, float]]:
     numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
     try:
-        return list(bounds(numbers, getattr(judge, level), dtype))
+        return list(bounds(numbers, getattr(judge, level), dtype_of(config)))
     except KeyError:
-        # A line that lacks what the limit of a mean is computed from cannot be judged.
+        # A line that lacks what the limit of a mean is computed from, or a dtype that nobody knows, cannot be judged.
         return []

@@ -1,15 +1,14 @@
 """A run folder as plain values, and the list of what is not in it."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from rlpt.rows import Row, journal_row, unzipped
+from rlpt.report.shapes import CONFIG, ENVIRONMENT, EVALUATION, GROUP, SUMMARY
+from rlpt.rows import Row, fitting, journal_row, unzipped
 from rlpt_data.strict import UserError, json_of
-
-_OF_A_GROUP = ("step", "document", "context", "continuation_tokens", "rollouts")
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,16 @@ def read(run_dir: Path, name: str | None = None) -> Run:
     run = Run(
         path=run_dir,
         name=name or run_dir.resolve().name,
-        config=read_object(run_dir / "config.json", "the configuration", missing),
-        environment=read_object(run_dir / "environment.json", "the environment", missing),
-        summary=read_object(
-            run_dir / "summary.json", "the final numbers (did the run finish?)", missing
+        config=read_object(run_dir / "config.json", "the configuration", missing, CONFIG),
+        environment=read_object(
+            run_dir / "environment.json", "the environment", missing, ENVIRONMENT
         ),
-        metrics=_journal(run_dir / "metrics.jsonl", "the curves", ("step",), missing),
+        summary=read_object(
+            run_dir / "summary.json", "the final numbers (did the run finish?)", missing, SUMMARY
+        ),
+        metrics=_journal(run_dir / "metrics.jsonl", "the curves", journal_row, missing),
         evaluations=_journal(
-            run_dir / "evaluations.jsonl", "held-out evaluations", ("step", "summary"), missing
+            run_dir / "evaluations.jsonl", "held-out evaluations", evaluation_row, missing
         ),
         rollouts=_dumps(run_dir / "rollouts", missing),
         trained_on=_trained_on(run_dir),
@@ -93,48 +94,45 @@ def read(run_dir: Path, name: str | None = None) -> Run:
     return run
 
 
-def read_object(path: Path, what: str, missing: list[str]) -> Row:
-    """A JSON object; empty, and said in ``missing``, where there is none."""
+def read_object(
+    path: Path, what: str, missing: list[str], shape: dict[str, Any] | None = None
+) -> Row:
+    """A JSON object of a shape; empty, and said in ``missing``, where there is none."""
     if not path.is_file():
         missing.append(f"{path.name}: absent, so {what} cannot be shown")
         return {}
     try:
-        table = json_of(path.read_bytes())
+        return fitting(json_of(path.read_bytes()), shape or {})
     except ValueError as error:
         missing.append(f"{path.name}: damaged ({error}), so {what} cannot be shown")
         return {}
-    if not isinstance(table, dict):
-        missing.append(f"{path.name}: damaged (holds no table), so {what} cannot be shown")
-        return {}
-    return table
 
 
-def _journal(path: Path, what: str, keys: Collection[str], missing: list[str]) -> list[Row]:
+def _journal(
+    path: Path, what: str, row_of: Callable[[bytes], Row], missing: list[str]
+) -> list[Row]:
     if not path.is_file():
         missing.append(f"{path.name}: absent, so {what} cannot be shown")
         return []
-    rows = _rows(path.read_bytes().splitlines(), path.name, keys, journal_row, missing)
+    rows = _rows(path.read_bytes().splitlines(), path.name, row_of, missing)
     if not rows:
         missing.append(f"{path.name}: empty, so {what} cannot be shown")
     return rows
 
 
+def evaluation_row(line: bytes) -> Row:
+    """A line of evaluations.jsonl. Raises ValueError for what is none."""
+    return fitting(journal_row(line), EVALUATION)
+
+
 def _rows(
-    lines: Iterable[bytes],
-    name: str,
-    keys: Collection[str],
-    row_of: Callable[[bytes], Any],
-    missing: list[str],
+    lines: Iterable[bytes], name: str, row_of: Callable[[bytes], Row], missing: list[str]
 ) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = row_of(line)
+            rows.append(row_of(line))
         except ValueError:
-            row = None
-        if isinstance(row, dict) and all(key in row for key in keys):
-            rows.append(row)
-        else:
             missing.append(f"{name}: line {number} is damaged and left out")
     return rows
 
@@ -153,7 +151,8 @@ def read_dump(path: Path, missing: list[str]) -> list[Row]:
     except ValueError as error:
         missing.append(f"rollouts/{path.name}: damaged ({error}) and left out")
         return []
-    return _rows(text.splitlines(), f"rollouts/{path.name}", _OF_A_GROUP, json_of, missing)
+    name, lines = f"rollouts/{path.name}", text.splitlines()
+    return _rows(lines, name, lambda line: fitting(json_of(line), GROUP), missing)
 
 
 def _trained_on(run_dir: Path) -> Row:

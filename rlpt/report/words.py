@@ -41,7 +41,7 @@ def interval(table: dict[str, Any] | None, digits: int = 3, sign: bool = True) -
     mean = show(table.get("mean"), digits)
     if table.get("ci_low") is None:
         return f"{mean} (no interval)"
-    return f"{mean} [{show(table['ci_low'], digits)}, {show(table['ci_high'], digits)}]"
+    return f"{mean} [{show(table['ci_low'], digits)}, {show(table.get('ci_high'), digits)}]"
 
 
 def duration(seconds: float | None) -> str:

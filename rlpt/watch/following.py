@@ -1,20 +1,22 @@
 """The files of a run as they grow -> what is known of it now. Every number of the view is one of theirs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlpt.report.run import read_dump
+from rlpt.report.run import evaluation_row, read_dump, read_object
+from rlpt.report.shapes import CONFIG, SUMMARY
 from rlpt.rows import Row, journal_row
-from rlpt_data.strict import UserError, json_of
+from rlpt_data.strict import UserError
 
 
 class Follower:
     """A journal that grows, and that a resumed run cuts back."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, row_of: Callable[[bytes], Row] = journal_row) -> None:
         self.path = path
+        self._row_of = row_of
         self._forget()
 
     def _forget(self) -> None:
@@ -42,7 +44,7 @@ class Follower:
     def _take(self, line: bytes) -> None:
         self._at, self._last = self._at + len(line), line
         try:
-            self.rows.append(journal_row(line))
+            self.rows.append(self._row_of(line))
         except ValueError:
             self.damaged += 1
 
@@ -109,7 +111,7 @@ class Watched:
             raise UserError(f"{run_dir}: is a file; give the run_dir of a configuration")
         self.dir = run_dir
         self.metrics = Follower(run_dir / "metrics.jsonl")
-        self.evaluations = Follower(run_dir / "evaluations.jsonl")
+        self.evaluations = Follower(run_dir / "evaluations.jsonl", evaluation_row)
         self._dump: tuple[tuple[str, int], Row | None] = (("", 0), None)
 
     def look(self) -> Known:
@@ -117,11 +119,11 @@ class Watched:
         metrics, evaluations = self.metrics.poll(), self.evaluations.poll()
         return Known(
             self.dir.resolve().name,
-            _object(self.dir / "config.json") or {},
+            read_object(self.dir / "config.json", "", [], CONFIG),
             metrics,
-            [row for row in evaluations if isinstance(row.get("summary"), dict)],
+            evaluations,
             self._newest_group(),
-            _object(self.dir / "summary.json"),
+            read_object(self.dir / "summary.json", "", [], SUMMARY) or None,
             self._silence(),
             self.metrics.damaged + self.evaluations.damaged,
         )
@@ -141,12 +143,3 @@ class Watched:
             rows = read_dump(paths[-1], [])
             self._dump = (seen, rows[-1] if rows else None)
         return self._dump[1]
-
-
-def _object(path: Path) -> Row | None:
-    """A JSON object; None where there is none, or none yet."""
-    try:
-        table = json_of(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return table if isinstance(table, dict) else None

@@ -7,7 +7,7 @@ import pytest
 import zstandard
 
 from rlpt.rollout.records import packed, supply_rows
-from rlpt.rows import journal_row, unzipped, zipped
+from rlpt.rows import NUMBER, TEXT, TRUTH, fitting, journal_row, unzipped, zipped
 from rlpt_data.strict import UserError
 
 ROLLOUT = {
@@ -94,3 +94,34 @@ def test_a_line_of_a_journal_holds_a_step_a_stage_and_numbers(line: bytes, what:
 def test_numbers_of_a_journal_may_be_absent_or_none() -> None:
     row = {"step": 0, "stage": "a", "x": None, "y": 3, "z": 0.5, "summary": {"v": "w"}}
     assert journal_row(json.dumps(row).encode()) == row
+
+
+SHAPE = {"a!": NUMBER, "b": TEXT, "c": {"x!": TRUTH}, "d": [NUMBER], "e": {"*": {"y!": NUMBER}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (5, "it is no table"),
+        ({}, "it has no a"),
+        ({"a": None}, "it has no a"),
+        ({"a": True}, "a is not a number"),
+        ({"a": 2**53}, "a is not a number"),
+        ({"a": 1, "b": 2}, "b is not text"),
+        ({"a": 1, "c": {}}, "c has no x"),
+        ({"a": 1, "c": {"x": 1}}, "x is not true or false"),
+        ({"a": 1, "c": []}, "c is no table"),
+        ({"a": 1, "d": 3}, "d is no list"),
+        ({"a": 1, "d": [1, None]}, "d is not a number"),
+        ({"a": 1, "e": {"any": {}}}, "any has no y"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_a_shape_is_named(value: object, what: str) -> None:
+    with pytest.raises(ValueError, match=f"^{what}$"):
+        fitting(value, SHAPE)
+
+
+def test_what_a_shape_does_not_name_may_be_anything() -> None:
+    value = {"a": 0.5, "b": None, "d": [1.0, float("nan")], "e": {"z": {"y": 1}}, "more": [object]}
+    assert fitting(value, SHAPE) is value
