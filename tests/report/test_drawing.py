@@ -9,7 +9,7 @@ import pytest
 
 from rlpt.guards import ROUNDING
 from rlpt.report import clock, curves, drawing, judged, signs, words, write
-from rlpt.report.readings import dtype_of, time_parts
+from rlpt.report.readings import time_parts
 from rlpt.report.run import Run, read
 
 
@@ -120,7 +120,7 @@ def limits(runs, metric, level):
     run, judge = runs[0], judged.shared_limits(runs)
     found = []
     for row in run.metrics:
-        bounds = judged._bounds(row, judge, level, dtype_of(run.config))
+        bounds = judged._bounds(row, judge, level, run.config)
         found += [limit for guard, limit in bounds if guard.metric == metric]
     return found
 
