@@ -10,10 +10,8 @@
 set -euo pipefail
 
 if [[ $# -lt 1 ]]; then
-    echo "launch/train.sh: no config given; usage: launch/train.sh CONFIG [--set key=value ...]" >&2
-    exit 2
+    echo "launch/train.sh: no config given; usage: launch/train.sh CONFIG [--set key=value ...]" >&2; exit 2
 fi
-
 asked="" torchrun=""
 trap 'asked=143; [[ -z $torchrun ]] || kill -TERM "$torchrun"' TERM USR1
 trap 'asked=130; [[ -z $torchrun ]] || kill -INT "$torchrun"' INT
@@ -25,6 +23,8 @@ gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c . || true)
 meet=(--standalone)
 if [[ ${NODES:-1} != 1 ]]; then
     : "${HEAD:?NODES=$NODES needs HEAD, host:port of one of the machines}"
+    # Else ranks that start again find the addresses of those that are gone (pytorch issue 135712).
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     meet=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${SLURM_JOB_ID:-rlpt}")
 fi
 torchrun "${meet[@]}" --nproc-per-node "${RANKS:-$((gpus > 0 ? gpus : 1))}" \

@@ -36,7 +36,8 @@ from rlpt.summary import proving_text, text
 def cli() -> None:
     """A policy thinks, then the held-out text says how good the thought was.
 
-    Every command exits 0 on success, 2 on a mistake in what it was given, 1 on a fault.
+    Every command exits 0 on success, 2 on a mistake in what it was given, 1 on a fault; a run that
+    a signal ends saves and exits 143, or 130 after Ctrl-C.
     """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 from torch._C._distributed_c10d import HashStore
-from torch.distributed import PrefixStore, ProcessGroup, Store, distributed_c10d
+from torch.distributed import PrefixStore, ProcessGroup, Store, distributed_c10d, rendezvous
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlpt.exits import FaultError
@@ -45,7 +45,8 @@ def world() -> Iterator[World]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     owned = not torch_dist.is_initialized()
     if owned and "RANK" in os.environ:
-        torch_dist.init_process_group(backend)
+        store, rank, size = next(rendezvous("env://"))
+        torch_dist.init_process_group(backend, store=_unused(store), rank=rank, world_size=size)
     elif owned:
         torch_dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
@@ -53,6 +54,16 @@ def world() -> Iterator[World]:
     finally:
         if owned:
             torch_dist.destroy_process_group()
+
+
+def _unused(store: Store) -> Store:
+    """torchrun keeps its store when it starts the ranks again, with the addresses of those that are gone in it
+    (pytorch issue 135712). Restarts are counted alike only on one machine; of several, launch/train.sh has torchrun
+    give each attempt a store of its own.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return store
+    return PrefixStore(f"attempt_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def beside(world: World) -> World:

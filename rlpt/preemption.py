@@ -45,6 +45,10 @@ class Stop:
         self._deferring = True
         try:
             yield
+        except BaseException:
+            # What ends the run already is what is told.
+            self._leaving = True
+            raise
         finally:
             self._deferring = False
         if self.asked:
