@@ -64,7 +64,8 @@ ALARMS = (
         "the budget ends thoughts, and runs rarely recover from that: start another with a higher "
         "thought.budget_tokens or a gate against thoughts without a closer; or set guards.truncation_halt = 1.0 and "
         "repeat the command",
-        hold=WINDOW,
+        # A stage that begins with a policy that has yet to learn its closer gets the time.
+        hold=2 * WINDOW,
     ),
     Alarm(
         *("leak_rate", "leak_warn", None),

@@ -86,8 +86,8 @@ class GuardsConfig(Strict):
     truncation_warn: Fraction = 0.05
     """Share of the thoughts of the last 50 steps that the budget ended, of the step's own budget. 1: never."""
     truncation_halt: Fraction = 0.1
-    """The same, exceeded for 50 steps in a row: the first 99 steps of a stage end no run. 1: never, for a run that
-    studies truncation or that has yet to learn its closer."""
+    """The same, exceeded for 100 steps in a row: the first 148 steps of a stage end no run. 1: never, for a run that
+    studies truncation or is slow to learn its closer."""
     leak_warn: Fraction = 0.2
     """Share of the thoughts of the last 50 steps that say 4 tokens in a row of the held-out text which the context does
     not have. 1: never."""

@@ -98,12 +98,12 @@ def test_truncation_is_a_mean_over_fifty_steps() -> None:
 @pytest.mark.parametrize(("share", "steps", "warns", "ends"), [
     (0.16, 49, False, False),
     (0.16, 50, True, False),
-    (0.16, 98, True, False),
-    (0.16, 99, True, True),
+    (0.16, 148, True, False),
+    (0.16, 149, True, True),
     (0.09, 200, True, False),
     (0.04, 200, False, False),
 ])  # fmt: skip
-def test_truncation_warns_after_fifty_steps_and_ends_a_run_after_a_hundred(
+def test_truncation_warns_after_fifty_steps_and_ends_a_run_after_a_hundred_more(
     share: float, steps: int, warns: bool, ends: bool
 ) -> None:
     rows = lines(steps, **{"thought/closer_rate": 1.0 - share})
@@ -111,9 +111,9 @@ def test_truncation_warns_after_fifty_steps_and_ends_a_run_after_a_hundred(
 
 
 def test_truncation_that_falls_in_time_ends_no_run() -> None:
-    """The quickstart's, five times as large: from 0.8 on, a tenth less every step."""
-    rows = lines(300, **{"thought/closer_rate": lambda n: 1.0 - 0.8 * 0.9**n})
-    assert all(judged(rows[:n])[1] == set() for n in (50, 99, 120, 300))
+    """From 0.8 to nothing in 130 steps."""
+    rows = lines(300, **{"thought/closer_rate": lambda n: min(1.0, 0.2 + 0.8 * n / 130)})
+    assert all(judged(rows[:n])[1] == set() for n in (50, 100, 149, 160, 300))
     never = GuardsConfig(truncation_halt=1.0)
     rows = lines(200, **{"thought/closer_rate": 0.0})
     assert judged(rows, never) == ({"truncated"}, set())
@@ -180,7 +180,7 @@ def test_a_control_that_gains_as_much_is_a_warning() -> None:
 
 
 def test_a_line_says_number_limit_and_remedy() -> None:
-    rows = lines(60, **{"thought/closer_rate": 0.5})
+    rows = lines(100, **{"thought/closer_rate": 0.5})
     done = [row | {"watch/truncated": 0.5} for row in rows]
     line = verdict(done, CFG)[1]["watch/truncated"]
     assert line.startswith("watch/truncated = 0.5 exceeds guards.truncation_halt = 0.1; ")

@@ -67,12 +67,12 @@ def test_limits_are_those_of_the_run_and_an_infinite_one_is_none() -> None:
 
 
 def test_the_alarm_that_ended_a_run_says_so() -> None:
-    rows = [line(n, truncated=0.6) for n in range(1, 61)]
+    rows = [line(n, truncated=0.6) for n in range(1, 121)]
     found = shown(guarded.watches([run_of(rows)]))["Thoughts that the budget ended"]
-    assert found == (True, "60 of 60 steps, first at 1; it ended the run")
+    assert found == (True, "120 of 120 steps, first at 1; it ended the run")
     rows[-3]["watch/truncated"] = 0.3
     found = shown(guarded.watches([run_of(rows)]))["Thoughts that the budget ended"]
-    assert found == (True, "60 of 60 steps, first at 1")
+    assert found == (True, "120 of 120 steps, first at 1")
 
 
 def test_of_many_steps_the_worst_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
