@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlpt.console import Report, progress
+from rlpt.policy.given import model_config
 from rlpt_data.annotations import (
     Annotation,
     AnnotationFacts,
@@ -99,7 +100,12 @@ def _loaded(model: Path, folder: ShardFolder, window: int) -> Any:
             "[tokenizer] kind = file and this folder, or choose another proxy"
         )
     lm: Any = AutoModelForCausalLM.from_pretrained(
-        model, local_files_only=True, dtype=torch.float32
+        model,
+        config=model_config(model, "--model"),
+        local_files_only=True,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     longest = getattr(lm.config, "max_position_embeddings", window)
     if window > longest:

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, model_validator
 
 from rlpt.console import say
+from rlpt.policy.given import model_config
 from rlpt.questions import none_left, question_pairs, texts_of
 from rlpt.reward.answer import ANSWERS, How
 from rlpt.rlvr import QuestionFile, QuestionRows
@@ -174,8 +175,7 @@ def passages(text: str, words: int) -> Iterator[str]:
 
 def run(cfg: DownstreamConfig) -> dict[str, Any]:
     """All tasks -> downstream.json, a table of every row's fate beside it. Raises UserError."""
-    if not (cfg.model / "config.json").is_file():
-        raise UserError(f"model = {cfg.model}: no config.json there; write one with `rlpt export`")
+    model_config(cfg.model, "model")
     closer = _closer(cfg)
     rows = {task.name: task.rows((cfg.opener, cfg.closer)) for task in cfg.tasks}
     for name, table in rows.items():
@@ -278,7 +278,9 @@ def _evaluated(cfg: DownstreamConfig, closer: int | None) -> dict[str, Any]:
     harness = _harness(cfg.out_dir / "cache")
     paths = {task.name: cfg.out_dir / "tasks" / f"{task.name}.jsonl" for task in cfg.tasks}
     tokenizer = str(ended_tokenizer(cfg))
-    words = {"pretrained": str(cfg.model), "dtype": cfg.dtype, "tokenizer": tokenizer}
+    words: dict[str, Any] = {"pretrained": str(cfg.model), "dtype": cfg.dtype, "tokenizer": tokenizer}
+    # Named though it is the default: no file of a model is ever run.
+    words["trust_remote_code"] = False
     if closer is not None:
         words["think_end_token"] = str(closer) if cfg.backend == "transformers" else cfg.closer
     found = harness.simple_evaluate(

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import transformers
-
 from rlpt import dist
 from rlpt.config import PolicyConfig
 from rlpt.policy.families import check_positions
+from rlpt.policy.given import model_config
 from rlpt.policy.load import Blueprint, load
 from rlpt.policy.markers import read_tokenizer, same_text_tokenizer, tokenizer_size
 from rlpt.policy.policy import Policy
@@ -17,14 +16,12 @@ from rlpt_data.strict import UserError
 def described(path: Path, plan: Blueprint, longest: int) -> Blueprint:
     """What is at ``path``; ``plan`` is the policy's. Raises UserError where ids would mean other text there."""
     where = f"reward.foreign.path = {path}"
-    if not (path / "config.json").is_file():
-        raise UserError(f"{where}: no config.json there; give a transformers model folder")
+    config = model_config(path, "reward.foreign.path")
     own = read_tokenizer(path / "tokenizer.json")
     if not same_text_tokenizer(own, plan.tokenizer):
         raise UserError(
             f"{where}: its tokenizer is not the policy's, so ids would be other text; choose a model of one family"
         )
-    config = transformers.AutoConfig.from_pretrained(path)
     if config.vocab_size < tokenizer_size(own):
         raise UserError(
             f"{where}: {config.vocab_size} embedding rows for {tokenizer_size(own)} ids"

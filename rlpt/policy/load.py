@@ -20,6 +20,7 @@ from rlpt.config import FreshPolicy, PolicyConfig
 from rlpt.policy.attention import implementation
 from rlpt.policy.chat import frame_of
 from rlpt.policy.families import check_positions, choose
+from rlpt.policy.given import model_config
 from rlpt.policy.logprobs import check_head
 from rlpt.policy.markers import Vocabulary, read_tokenizer, same_text_tokenizer, vocabulary
 from rlpt.policy.packing import Layout
@@ -74,10 +75,7 @@ def _described(cfg: PolicyConfig, shards: ShardFolder) -> tuple[Any, Vocabulary,
         vocab = vocabulary(cfg, tokenizer, embedding_rows=0)
         return _fresh_config(cfg.fresh, vocab.size), vocab, tokenizer
     assert cfg.path is not None
-    if not (cfg.path / "config.json").is_file():
-        raise UserError(
-            f"policy.path = {cfg.path}: no config.json there; give a transformers model folder"
-        )
+    config = model_config(cfg.path, "policy.path")
     own = read_tokenizer(cfg.path / "tokenizer.json")
     if not same_text_tokenizer(own, tokenizer):
         raise UserError(
@@ -85,7 +83,6 @@ def _described(cfg: PolicyConfig, shards: ShardFolder) -> tuple[Any, Vocabulary,
             f"{digest_file(cfg.path / 'tokenizer.json')}, theirs {shards.manifest.tokenizer_hash}); prepare shards "
             f"with [tokenizer] kind = 'file', path = {str(cfg.path)!r}"
         )
-    config = transformers.AutoConfig.from_pretrained(cfg.path)
     vocab = vocabulary(cfg, own, embedding_rows=config.vocab_size)
     config.vocab_size = vocab.size
     return config, vocab, own
@@ -115,7 +112,10 @@ def meta_model(config: Any, layout: Layout = "naive") -> Any:
     # transformers writes the attention's name into the configuration, which engines share.
     with torch.device("meta"):
         lm = transformers.AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=torch.float32, attn_implementation=implementation(layout)
+            copy.deepcopy(config),
+            dtype=torch.float32,
+            attn_implementation=implementation(layout),
+            trust_remote_code=False,
         )
     check_head(lm)
     for name, module in list(lm.named_modules()):

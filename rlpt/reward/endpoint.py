@@ -2,9 +2,12 @@
 no redirect is followed, so a token goes to the host that the configuration names and to no other.
 """
 
+import contextlib
 import ipaddress
 import json
 import os
+import socket
+import threading
 import time
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -14,6 +17,8 @@ from urllib.parse import urlsplit
 from rlpt_data.strict import UserError
 
 _MOST_BYTES = 1 << 20
+_PATIENCE = 10
+"""An answer as a whole may take this many timeouts: one that comes in drops is none."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 """Seconds between two attempts: doubled each time, up to the second."""
 
@@ -44,13 +49,18 @@ def token_of(variable: str, address: str, over_http: bool) -> str | None:
         raise UserError(
             f"environment variable {variable}: holds spaces or line breaks; set it to the token alone"
         )
-    parts = urlsplit(address)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or "") and not over_http:
+    if in_the_clear(address) and not over_http:
         raise UserError(
             f"address = {address}: the token in {variable} would cross the network in the clear; use https, unset "
             "the variable, or set token_over_http = true"
         )
     return token
+
+
+def in_the_clear(address: str) -> bool:
+    """Whether questions and answers cross a network where whoever carries them can read and change them."""
+    parts = urlsplit(address)
+    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
 
 
 def _is_loopback(host: str) -> bool:
@@ -108,17 +118,29 @@ class Endpoint:
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         connection = kind(parts.hostname or "", parts.port, timeout=self.timeout)
+        hangs_up: threading.Timer | None = None
         try:
+            connection.connect()
+            hangs_up = threading.Timer(_PATIENCE * self.timeout, _hang_up, [connection.sock])
+            hangs_up.start()
             connection.request("POST", f"{parts.path}/chat/completions", body, headers)
             response = connection.getresponse()
             return response.status, response.read(_MOST_BYTES)
         finally:
+            if hangs_up is not None:
+                hangs_up.cancel()
             connection.close()
+
+
+def _hang_up(held: socket.socket) -> None:
+    # It may just have ended by itself.
+    with contextlib.suppress(OSError):
+        held.shutdown(socket.SHUT_RDWR)
 
 
 def _content(data: bytes) -> str:
     try:
         reply: Any = json.loads(data)
         return reply["choices"][0]["message"]["content"] or ""
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UnansweredError("its reply is no chat completion") from error

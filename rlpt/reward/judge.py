@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import Field, field_validator
 
+from rlpt.console import say
 from rlpt.exits import FaultError
 from rlpt.reward.base import Kit, PolicyScores, RewardBase, Rewarded
-from rlpt.reward.endpoint import Endpoint, UnansweredError, check_address, token_of
+from rlpt.reward.endpoint import Endpoint, UnansweredError, check_address, in_the_clear, token_of
 from rlpt.reward.match import predicted
 from rlpt.types import Group
 from rlpt_data.strict import UserError
@@ -78,6 +79,11 @@ class JudgeReward(RewardBase):
         )
 
     def refuse_unready(self) -> None:
+        if in_the_clear(self.address):
+            say(
+                f"reward.address = {self.address}: not https, so whoever carries it can read the text and write the "
+                "rewards"
+            )
         # One question; whatever it says to it will do.
         try:
             self.endpoint().answer(question(Pair("It rains.", "It rains. We stay in."), "prefix"))

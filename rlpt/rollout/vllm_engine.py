@@ -231,7 +231,7 @@ def check_job(job: Job, spec: EngineSpec) -> None:
 def check_model(spec: EngineSpec) -> None:
     """What vLLM would find out late: an unsupported architecture or head size. Raises UserError."""
     import_vllm(spec.device)
-    config = transformers.AutoConfig.from_pretrained(spec.model)
+    config = transformers.AutoConfig.from_pretrained(spec.model, trust_remote_code=False)
     from vllm.model_executor.models import ModelRegistry  # pyright: ignore[reportMissingImports]
 
     if spec.architecture not in ModelRegistry.get_supported_archs():
