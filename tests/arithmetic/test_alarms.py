@@ -75,7 +75,7 @@ def test_a_gradient_norm_is_held_against_the_median_of_those_before() -> None:
 
 def test_the_median_is_of_the_last_hundred_steps_of_the_stage() -> None:
     rows = lines(150, "warmup", **{"loss/grad_norm": 1e6})
-    rows += lines(131, **{"loss/grad_norm": lambda n: 1.0 if n < 30 else 2.0})
+    rows += lines(231, **{"loss/grad_norm": lambda n: 1.0 if n < 130 else 2.0})
     assert last(rows)["watch/grad_norm"] == 1.0
 
 
@@ -186,6 +186,7 @@ def test_a_line_says_number_limit_and_remedy() -> None:
     assert line.startswith("watch/truncated = 0.5 exceeds guards.truncation_halt = 0.1; ")
     assert "thought.budget_tokens" in line
     assert "\n" not in line
+    assert verdict(done[1:], CFG)[1] == {}
 
 
 def test_every_limit_has_an_alarm_and_every_alarm_its_limit() -> None:
