@@ -67,7 +67,7 @@ class RunLog:
         for name in _JOURNALS:
             path = self.dir / name
             if path.exists():
-                os.truncate(path, sizes.get(name, 0))
+                _cut(path, sizes.get(name, 0))
         dumps = (self.dir / name for name in ("rollouts", "groups"))
         for path in (path for dump in dumps for path in dump.glob("step_*.jsonl.zst")):
             if int(path.name[5:11]) > step:
@@ -142,6 +142,16 @@ class RunLog:
     def close(self, failed: bool) -> None:
         if self._wandb is not None:
             self._wandb.close(failed)
+
+
+def _cut(path: Path, size: int) -> None:
+    """To its first ``size`` bytes. Raises UserError where it has fewer: cutting would fill it up."""
+    if (found := path.stat().st_size) < size:
+        raise UserError(
+            f"{path}: has {found} bytes, the checkpoint knows {size}; restore it, or move that checkpoint away to go "
+            "on from the one before"
+        )
+    os.truncate(path, size)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ oldest go. A kill at any point leaves the previous checkpoint as the newest comp
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -79,7 +79,8 @@ class Saver:
         staged = self.stager.stage(state)
         record = json.dumps(asdict(progress)).encode()
         files = {**(own or {}), **({"progress.json": record} if self.world.is_main else {})}
-        self.flight = _Flight(partial(self._write, progress.step, staged, files))
+        journals = [self.run_dir / name for name, size in progress.journals.items() if size]
+        self.flight = _Flight(partial(self._write, progress.step, staged, files, journals))
         self.flight.start()
         if not self.cfg.async_save:
             self.settle()
@@ -113,7 +114,9 @@ class Saver:
 
     # ---- in the thread ---------------------------------------------------------------------------
 
-    def _write(self, step: int, staged: Any, own: Mapping[str, bytes]) -> None:
+    def _write(
+        self, step: int, staged: Any, own: Mapping[str, bytes], journals: Sequence[Path]
+    ) -> None:
         final = folders.path_of(self.run_dir, step)
         temporary = final.with_suffix(".tmp")
         together = partial(self._together, temporary)
@@ -123,6 +126,8 @@ class Saver:
         together(partial(_write_files, temporary, own))
         with faulty(temporary):
             retried(lambda: self._write_tensors(temporary, staged))
+        # What a checkpoint remembers of the journals must outlast a loss of power as it does.
+        together(partial(_sync, *journals), alone=True)
         entries: dict[str, Entry] = {}
         together(lambda: entries.update(self._entries(temporary, own)))
         everyones = dist.gathered(entries, self.beside)
@@ -184,7 +189,7 @@ def _write_files(path: Path, files: Mapping[str, bytes]) -> None:
 
 def _write_marker(path: Path, entries: Mapping[str, Entry]) -> None:
     _write_files(path, {MARKER: folders.marker_text(entries).encode()})
-    _sync_folder(path)
+    _sync(path)
 
 
 def _name(temporary: Path, final: Path) -> None:
@@ -195,14 +200,15 @@ def _name(temporary: Path, final: Path) -> None:
     elif final.exists():
         folders.put_aside(final)
     temporary.rename(final)
-    _sync_folder(final.parent)
+    _sync(final.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(*paths: Path) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -281,12 +281,15 @@ def test_every_file_and_folder_is_synced_before_the_checkpoint_has_its_name(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    saver.save(Progress(step=1), {"part": {"x": torch.ones(3)}}, {"rows": b"1"})
+    (tmp_path / "metrics.jsonl").write_text("a line\n")
+    progress = Progress(step=1, journals={"metrics.jsonl": 7, "answers.jsonl": 0})
+    saver.save(progress, {"part": {"x": torch.ones(3)}}, {"rows": b"1"})
     saver.settle()
     temporary = tmp_path / "checkpoints" / "step_000001.tmp"
     names = ["progress.json", "rows", "__0_0.distcp", ".metadata.tmp"]
     assert sorted(synced[:4]) == sorted(temporary / name for name in names)
-    assert synced[4:] == [temporary / checkpoint.MARKER, temporary, temporary.parent]
+    assert synced[4] == tmp_path / "metrics.jsonl"
+    assert synced[5:] == [temporary / checkpoint.MARKER, temporary, temporary.parent]
     assert folders.defect(checkpoint.path_of(tmp_path, 1)) is None
 
 

@@ -60,6 +60,19 @@ def test_shards_that_changed_under_a_run_are_refused(runs, whole: Path, toml: Pa
     )
 
 
+def test_a_journal_that_lost_lines_is_refused_and_not_filled_up(
+    runs, whole: Path, toml: Path
+) -> None:
+    copy = toml.parent / "run"
+    shutil.copytree(whole, copy)
+    journal = copy / "metrics.jsonl"
+    short = b"".join(journal.read_bytes().splitlines(keepends=True)[:-1])
+    journal.write_bytes(short)
+    said = runs.finished(toml, "--set", "checkpoint.every=2", code=2)
+    assert f"metrics.jsonl: has {len(short)} bytes, the checkpoint knows" in said
+    assert journal.read_bytes() == short
+
+
 def test_a_finished_run_is_not_trained_again(runs, whole: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes()
     runs.finished(whole.parent / "run.toml", "--set", "checkpoint.every=2")
