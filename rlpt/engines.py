@@ -65,6 +65,11 @@ class VLLMConfig(Strict):
                     f"engine.vllm.{name} is of engines that the run starts itself, and addresses names others; drop one"
                 )
         for address in self.addresses:
+            if "@" in address:
+                raise ValueError(
+                    "engine.vllm.addresses: a name or a password would be written to config.json; put the token in the "
+                    "environment variable RLPT_ENGINE_TOKEN"
+                )
             if not address.startswith("http://") or not address.rpartition(":")[2].isdigit():
                 raise ValueError(
                     f"engine.vllm.addresses: {address!r} is not of the form http://host:port"

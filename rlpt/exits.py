@@ -14,6 +14,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from rlpt_data.visible import without_passwords
+
 USER_MISTAKE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 _LONGEST_LINE = 2000
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
@@ -65,7 +67,7 @@ def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
             return _report(_of_the_disk(error), FAULT, as_json)
         if isinstance(error, ModuleNotFoundError) and (remedy := _installation(error.name or "")):
             return _report(f"{error}; {remedy}", USER_MISTAKE, as_json)
-        traceback.print_exc()
+        print(without_passwords(traceback.format_exc()), file=sys.stderr)
         return _report(_AFTER_A_FAULT, FAULT, as_json)
 
 
@@ -104,7 +106,7 @@ def is_main_rank() -> bool:
 
 def one_line(message: str) -> str:
     """A message as a terminal may show it: what a file or a page put in breaks no line and sends no control codes."""
-    flat = " ".join(line.strip() for line in message.splitlines())
+    flat = without_passwords(" ".join(line.strip() for line in message.splitlines()))
     cut = flat if len(flat) <= _LONGEST_LINE else f"{flat[:_LONGEST_LINE]}..."
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
     return "".join(shown)

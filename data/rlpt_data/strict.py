@@ -18,9 +18,19 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import pydantic
 from pydantic_core import ErrorDetails, from_json
 
+from rlpt_data.visible import without_passwords
+
+_SECRET = re.compile("token|secret|passw|key", re.IGNORECASE)
+
 
 class UserError(ValueError):
-    """The user's mistake, as one line ``where: what; remedy``. The command line exits 2 on it."""
+    """The user's mistake, as one line ``where: what; remedy``. The command line exits 2 on it.
+
+    It quotes what the user gave, but no password of an address.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_passwords(message))
 
 
 class Strict(pydantic.BaseModel):
@@ -180,6 +190,8 @@ def _line(
     key = path[-1] if path else ""
     if kind == "extra_forbidden":
         remedy = nearest(key, owner.model_fields)
+        # A key that rlpt does not have may be somebody's idea of where a secret goes.
+        place = _without_value(place) if _SECRET.search(key) else place
         return f"{place}: unknown key {key!r} for {owner.__name__}; {remedy}"
     if kind == "missing":
         return f"{place}: key {key!r} of {owner.__name__} is missing; add it{_about(owner, key)}"
@@ -216,6 +228,12 @@ def _place(path: list[str], where: str, overrides: Sequence[str]) -> str:
         if dotted and f"{dotted}.".startswith(f"{key}."):
             return f"{where}, --set {override}"
     return f"{where}, [{'.'.join(path[:-1])}]" if len(path) > 1 else where
+
+
+def _without_value(place: str) -> str:
+    """The same place, and of an override its key alone."""
+    before, flag, override = place.rpartition("--set ")
+    return f"{before}{flag}{override.partition('=')[0]}" if flag else place
 
 
 def _owner(

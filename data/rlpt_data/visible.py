@@ -16,10 +16,17 @@ _SPELLED_OUT = re.compile(
     "\\u2060-\\u206f\\ufeff\\ufff9-\\ufffb\\U000e0000-\\U000e007f]"
 )
 
+_PASSWORD = re.compile(r"://[^/\s@'\"]*@")
+
 
 def visible(text: str) -> str:
     r"""Control characters and those that hide or reverse text, as \\u202e."""
     return _SPELLED_OUT.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def without_passwords(text: str) -> str:
+    """The same text with what stands before the @ of an address left out: a name and a password."""
+    return _PASSWORD.sub("://***@", text)
 
 
 class Visible:
