@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from rlpt import checkpoint, train
-from rlpt.exits import INTERRUPTED, TERMINATED
+from rlpt.exits import INTERRUPTED, TERMINATED, StoppedError
+from rlpt.preemption import stoppable
 from rlpt.session import Session
 
 
@@ -104,6 +106,56 @@ def test_before_the_first_step_it_ends_at_once_and_saves_nothing(
         said = runs.finished(toml, code=TERMINATED)
     assert "stopped before there was anything new to save after SIGTERM" in said
     assert not (toml.parent / "run" / "checkpoints").exists()
+
+
+def test_what_nobody_looked_at_ends_the_run_where_signals_are_no_longer_put_off() -> None:
+    def run() -> None:
+        with stoppable(60) as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.asked == signal.SIGTERM
+
+    with pytest.raises(StoppedError, match="stopped before the next stage after SIGTERM"):
+        run()
+
+
+def test_a_signal_during_a_failure_does_not_hide_it() -> None:
+    def run() -> None:
+        with stoppable(60) as stop:
+            try:
+                with stop.deferred():
+                    raise ValueError("the cause")
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(ValueError, match="the cause"):
+        run()
+
+
+def test_a_second_signal_does_not_disturb_the_end() -> None:
+    def run() -> None:
+        with stoppable(60):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(StoppedError) as stopped:
+        run()
+    assert stopped.value.code == INTERRUPTED
+
+
+def test_threads_other_than_the_main_one_leave_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run() -> None:
+        with stoppable(60) as stop, stop.deferred():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
 
 
 STUCK = """

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from rlpt.phases import Clock
+from rlpt.policy.scoring import Scorer
 from rlpt.watchdog import Standing, verdict
 
 HANGING = Path(__file__).with_name("hanging_rank.py")
@@ -65,6 +66,18 @@ def test_work_of_one_rank_alone_does_not_set_it_before_the_others() -> None:
     clock.beat()
     assert clock.entered == 1
     assert clock.since > before
+
+
+def test_every_batch_is_a_sign_of_life(
+    plan, policy, world, stream, paced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats = []
+    monkeypatch.setattr(Clock, "beat", lambda _clock: beats.append(1))
+    trunks = [stream.trunk(n, paced.CFG, paced.SEED) for n in range(6)]
+    longest = max(len(trunk.ids) for trunk in trunks)
+    scorer = Scorer(policy, plan.vocabulary.markers.ids, world, longest)
+    scorer.trunks([(trunk, 1, len(trunk.ids)) for trunk in trunks])
+    assert len(beats) >= sum(len(trunk.ids) for trunk in trunks) / longest
 
 
 ALONE = """
