@@ -12,13 +12,15 @@ MARKER = "s3cret-marker"
 RUN = """
 run_dir = "{folder}/run"
 [data]
-path = "{folder}/shards"
+shards = "{folder}/shards"
 [policy]
 fresh = {{ layers = 1, width = 32, heads = 2 }}
 [[stage]]
 kind = "next_token"
 name = "warm"
 steps = 1
+documents_per_step = 4
+window_tokens = 64
 """
 
 
@@ -29,20 +31,26 @@ def toml(tmp_path: Path) -> Path:
     return path
 
 
+ENGINE = "engine={kind='vllm',vllm={placement='separate',addresses=['ADDRESS']}}"
+JUDGE = "stage.0.reward={kind='judge',model='m',address='ADDRESS'}"
+
+
 @pytest.mark.parametrize(
-    "override",
+    ("override", "line"),
     [
-        f"data.path=https://user:{MARKER}@host/shards",
-        f"data.path=s3://{MARKER}@bucket/shards",
-        f"engine.vllm.addresses=['http://user:{MARKER}@host:8700']",
-        f"engine.vllm.addresses=['ftp://user:{MARKER}@host']",
-        f"stage.0.reward={{kind='judge', model='m', address='http://user:{MARKER}@host/v1'}}",
-        f"stage.0.api_token={MARKER}",
-        f"log.wandb_api_key={MARKER}",
+        (f"data.shards=https://user:{MARKER}@host/shards", "a password or a key in the address"),
+        (f"data.shards=https://host/shards?key={MARKER}", "a password or a key in the address"),
+        (ENGINE.replace("ADDRESS", f"http://user:{MARKER}@host:8700"), "a name or a password"),
+        (ENGINE.replace("ADDRESS", f"http://{MARKER}@host:8700"), "a name or a password"),
+        (JUDGE.replace("ADDRESS", f"http://user:{MARKER}@host/v1"), "unknown key 'reward'"),
+        (f"stage.0.api_token={MARKER}", "--set stage.0.api_token: unknown key"),
+        (f"log.wandb_api_key={MARKER}", "--set log.wandb_api_key: unknown key"),
+        (f"password={MARKER}", "--set password: unknown key"),
     ],
+    ids=("shards", "query", "engine", "user", "judge", "token", "key", "password"),
 )
 def test_a_secret_in_the_configuration_is_refused_and_not_repeated(
-    override: str, toml: Path, capsys: pytest.CaptureFixture[str]
+    override: str, line: str, toml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["train", str(toml), "--set", override, "--json"]
     with pytest.raises(SystemExit) as ended:
@@ -50,6 +58,7 @@ def test_a_secret_in_the_configuration_is_refused_and_not_repeated(
     said = "".join(capsys.readouterr())
     assert ended.value.code == 2
     assert MARKER not in said
+    assert line in said
     assert len(said.splitlines()) == 2, "one line, and the same as JSON"
     assert not (toml.parent / "run").exists()
 
