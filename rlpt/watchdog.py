@@ -108,9 +108,11 @@ class Watchdog:
 
     def _end(self) -> NoReturn:
         path = self.run_dir / f"stacks_rank{self.world.rank}.txt"
-        with path.open("w") as file:
-            faulthandler.dump_traceback(file)
         faulthandler.dump_traceback(2)
+        # It may be this very filesystem that hangs.
+        writer = threading.Thread(target=_write_stacks, args=(path,), daemon=True)
+        writer.start()
+        writer.join(_MOST_SECONDS)
         standings = [self.standing(answers=True)]
         if self.store is not None:
             try:
@@ -146,6 +148,11 @@ class Watchdog:
             if not standing.answers and standing.host == socket.gethostname():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(standing.pid, signal.SIGKILL)
+
+
+def _write_stacks(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("w") as file:
+        faulthandler.dump_traceback(file)
 
 
 def verdict(standings: Sequence[Standing], seconds: float) -> str:

@@ -132,16 +132,20 @@ def test_a_signal_during_a_failure_does_not_hide_it() -> None:
 
 
 def test_a_second_signal_does_not_disturb_the_end() -> None:
+    ended = []
+
     def run() -> None:
         with stoppable(60):
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)
+                ended.append(True)
 
     with pytest.raises(StoppedError) as stopped:
         run()
     assert stopped.value.code == INTERRUPTED
+    assert ended
 
 
 def test_threads_other_than_the_main_one_leave_signals_alone() -> None:
