@@ -32,14 +32,15 @@ def toml(tmp_path: Path) -> Path:
 
 
 ENGINE = "engine={kind='vllm',vllm={placement='separate',addresses=['ADDRESS']}}"
+ADDRESS = "a password or a key in the address"
 JUDGE = "stage.0.reward={kind='judge',model='m',address='ADDRESS'}"
 
 
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        (f"data.shards=https://user:{MARKER}@host/shards", "a password or a key in the address"),
-        (f"data.shards=https://host/shards?key={MARKER}", "a password or a key in the address"),
+        pytest.param(f"data.shards=https://u:{MARKER}@h/shards", ADDRESS, marks=pytest.mark.slow),
+        pytest.param(f"data.shards=https://h/shards?key={MARKER}", ADDRESS, marks=pytest.mark.slow),
         (ENGINE.replace("ADDRESS", f"http://user:{MARKER}@host:8700"), "a name or a password"),
         (ENGINE.replace("ADDRESS", f"http://{MARKER}@host:8700"), "a name or a password"),
         (JUDGE.replace("ADDRESS", f"http://user:{MARKER}@host/v1"), "unknown key 'reward'"),
