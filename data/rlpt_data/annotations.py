@@ -197,13 +197,10 @@ def _annotation(batch: pa.RecordBatch, row: int) -> Annotation:
     def column(name: str) -> Any:
         return batch.column(name)[row].values.to_numpy(zero_copy_only=True)
 
-    return Annotation(
-        document_id=batch.column("document_id")[row].as_py(),
-        entropy=column("entropy"),
-        loss=column("loss"),
-        short_loss=column("short_loss"),
-        rank=column("rank"),
-    )
+    values = {name: column(name) for name in ("entropy", "loss", "short_loss", "rank")}
+    if len({len(each) for each in values.values()}) > 1:
+        raise ValueError("columns of different lengths")
+    return Annotation(document_id=batch.column("document_id")[row].as_py(), **values)
 
 
 def check(folder: Path, facts: AnnotationFacts) -> None:

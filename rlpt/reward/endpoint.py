@@ -141,6 +141,9 @@ def _hang_up(held: socket.socket) -> None:
 def _content(data: bytes) -> str:
     try:
         reply: Any = json.loads(data)
-        return reply["choices"][0]["message"]["content"] or ""
+        content = reply["choices"][0]["message"]["content"] or ""
+        if not isinstance(content, str):
+            raise TypeError("no text")
+        return content
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UnansweredError("its reply is no chat completion") from error

@@ -46,8 +46,14 @@ class EngineClient:
         """Results that were not acknowledged yet, after at most ``wait`` seconds; and the steps the engine has made."""
         message = Collect(client=self.client, acknowledged=tuple(acknowledged), wait=wait)
         found = self._call("collect", message.model_dump(), extra=wait)
-        done = [Finished.model_validate_json(json.dumps(one)) for one in found["done"]]
-        return done, int(found["steps"])
+        try:
+            done = [Finished.model_validate_json(json.dumps(one)) for one in found["done"]]
+            return done, int(found["steps"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RefusedError(
+                f"engine {self.address}, call collect: answers with what are no rollouts: {type(error).__name__}: is "
+                "it an rlpt engine of this version?"
+            ) from error
 
     def publish(self, message: Publish, extra: float = 0.0) -> dict[str, int]:
         """The checksums of the engine's weights afterwards, by name. It may take ``extra`` seconds more than a call."""

@@ -7,6 +7,7 @@ two of its steps, so weights change in flight. Everything but `/health` needs th
 import hmac
 import json
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ LONGEST_WAIT = 30.0
 """Seconds that one call may wait for results: a client asks again."""
 _IDLE = 0.5
 _LARGEST_BODY = 1 << 30
+_LENGTH = re.compile("[0-9]{1,18}")
 
 
 @runtime_checkable
@@ -280,7 +282,7 @@ def listen(server: Server, host: str, port: int) -> ThreadingHTTPServer:
             length = self.headers.get("Content-Length", "0")
             given = self.headers.get("Authorization", "")
             known = hmac.compare_digest(given.encode(), f"Bearer {server.token}".encode())
-            if not known or not length.isdecimal() or int(length) > _LARGEST_BODY:
+            if not known or not _LENGTH.fullmatch(length) or int(length) > _LARGEST_BODY:
                 # The body is left where it is, so nothing can follow it on this connection.
                 self.close_connection = True
                 return self._answer(401, {"error": "wrong token, or too large a message"})

@@ -7,11 +7,13 @@ an error of the call, never of the engine.
 from typing import Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from rlpt.stages import Count, Positive, Rate
 from rlpt.types import Finish, Prompt, Rollout
 from rlpt_data.strict import Strict
 
+_MOST = 2**53
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -92,6 +94,22 @@ class Sampled(Strict):
     prediction_logp: tuple[float, ...] = ()
     spans: tuple[Span, ...]
     """Over thought and prediction, in order, without gaps."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Sampled":
+        """Memory is taken for what spans and ids say."""
+        ids, logps = [*self.thought, *self.prediction], (self.thought_logp, self.prediction_logp)
+        if (len(self.thought), len(self.prediction)) != tuple(map(len, logps)):
+            raise ValueError("a token without its log-probability, or the other way round")
+        if not all(0 <= index < _MOST for index in ids):
+            raise ValueError("an id that is none")
+        edges = [0, *(edge for span in self.spans for edge in (span.start, span.stop)), len(ids)]
+        touch = all(a == b for a, b in zip(edges[::2], edges[1::2], strict=True))
+        if not ids or not touch or edges != sorted(edges):
+            raise ValueError("spans that are not those of its tokens")
+        if not all(-1 <= span.version < _MOST for span in self.spans):
+            raise ValueError("a version that is none")
+        return self
 
 
 class Finished(Strict):

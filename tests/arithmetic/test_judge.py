@@ -8,7 +8,7 @@ import pytest
 
 from rlpt.exits import FaultError
 from rlpt.reward.base import Kit
-from rlpt.reward.endpoint import UnansweredError, token_of
+from rlpt.reward.endpoint import UnansweredError, _content, token_of
 from rlpt.reward.judge import JudgeReward, Pair, filled, question, verdict_of
 from rlpt.types import Group, Markers, Prompt, Rollout, Trunk
 from rlpt_data.strict import UserError, parse
@@ -263,3 +263,13 @@ def test_a_token_with_a_line_break_is_refused_without_being_shown(
     assert "s3cret" not in str(refused.value)
     monkeypatch.setenv("RLPT_JUDGE_TOKEN", "s3cret")
     assert "s3cret" not in repr(config().endpoint())
+
+
+@pytest.mark.parametrize("content", ["3", "[1]", "{}", "1e9"])
+def test_a_reply_whose_content_is_no_text_is_no_answer(content: str) -> None:
+    reply = f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'
+    if content == "{}":
+        assert _content(reply.encode()) == ""
+        return
+    with pytest.raises(UnansweredError, match="no chat completion"):
+        _content(reply.encode())

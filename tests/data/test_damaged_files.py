@@ -17,7 +17,7 @@ from rlpt_data.documents import Drop
 from rlpt_data.ledger import Ledger
 from rlpt_data.manifest import digest, parse_manifest
 from rlpt_data.shards import SCHEMA, ShardFolder, Split, read_drop_samples
-from rlpt_data.sources import jsonl, parquet
+from rlpt_data.sources import jsonl, parquet, warc_records
 from rlpt_data.sources.html_text import text_of
 from rlpt_data.sources.http_payload import PayloadError, response
 from rlpt_data.sources.records import Fields
@@ -259,3 +259,25 @@ def test_a_table_whose_text_is_not_utf8_is_a_damaged_file(tmp_path: Path, old: b
     (drop,) = parquet.documents(config)
     assert isinstance(drop, Drop)
     assert drop.reason == "damaged_file"
+
+
+def test_a_record_of_thousands_of_digits_is_a_damaged_one(tmp_path: Path) -> None:
+    head = f"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: {'9' * 5000}\r\n\r\n"
+    (tmp_path / "a.warc").write_bytes(head.encode())
+    first, *_ = warc_records.records(tmp_path / "a.warc", 100)
+    assert isinstance(first, Drop)
+    assert first.reason == "damaged_record"
+
+
+def test_a_sidecar_whose_columns_differ_in_length_is_damaged(tmp_path: Path) -> None:
+    row = {
+        "document_id": "a",
+        "entropy": [1.0],
+        "loss": [1.0, 2.0],
+        "short_loss": [1.0],
+        "rank": [1],
+    }
+    with pa.ipc.new_file(tmp_path / "a", annotations.SCHEMA) as writer:
+        writer.write_batch(pa.RecordBatch.from_pylist([row], schema=annotations.SCHEMA))
+    with pytest.raises(UserError, match="damaged: columns of different lengths"):
+        list(annotations.read(tmp_path / "a"))

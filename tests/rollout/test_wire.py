@@ -144,3 +144,30 @@ def test_engines_may_differ_in_the_rest_and_have_more_room(fake) -> None:
     assert mine.differs(mine) is None
     assert mine.differs(other) is None
     assert other.differs(mine) == "room for paths of 64 tokens instead of 65"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"thought_logp": (-0.5,)},
+        {"prediction": (4,)},
+        {"thought": (-1, 6)},
+        {"thought": (2**60, 6)},
+        {"thought": (), "thought_logp": (), "spans": ()},
+        {"spans": ()},
+        {"spans": (Span(version=7, start=0, stop=1),)},
+        {"spans": (Span(version=7, start=0, stop=2**40),)},
+        {"spans": (Span(version=7, start=2, stop=0),)},
+        {"spans": (Span(version=7, start=1, stop=2), Span(version=7, start=0, stop=1))},
+        {"spans": (Span(version=2**70, start=0, stop=2),)},
+        {"spans": (Span(version=-2, start=0, stop=2),)},
+    ],
+    ids=range(12),
+)
+def test_a_rollout_whose_parts_do_not_belong_together_is_no_message(change: dict) -> None:
+    good = {
+        "thought": (5, 6), "thought_logp": (-0.5, -1.5), "spans": (Span(version=7, start=0, stop=2),),
+    }  # fmt: skip
+    assert Sampled(**good).thought == (5, 6)
+    with pytest.raises(ValueError, match="Sampled"):
+        Sampled(**(good | change))

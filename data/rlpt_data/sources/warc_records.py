@@ -26,6 +26,7 @@ MAX_GAP = 64 << 20
 """How far the next record of a stream is looked for before the stream is given up."""
 MAX_SKIP = 4 << 30
 """A record that claims more than this ends its stream: nobody inflates a bomb to its end."""
+_MOST_DIGITS = 18
 _ALGORITHMS = {"sha1", "sha256", "md5", "sha512"}
 
 
@@ -97,8 +98,9 @@ def _record(stream: Stream, where: str, max_bytes: int) -> Iterator[Record | Dro
     headers = _headers(stream)
     url = headers.get("warc-target-uri", "")
     length = headers.get("content-length", "")
-    if not length.isdecimal():
-        yield Drop("damaged_record", where, f"{url}: Content-Length {length!r}")
+    # A number of thousands of digits is none that Python reads.
+    if not length.isdecimal() or len(length) > _MOST_DIGITS:
+        yield Drop("damaged_record", where, f"{url}: Content-Length {length[:40]!r}")
     elif int(length) > max_bytes:
         yield Drop("too_large", where, f"{url}: {length} bytes, the limit is {max_bytes}")
         _pass_over(stream, int(length))
