@@ -48,14 +48,15 @@ class TrainingTrial(Trial):
         self.whole = evidence(self.folder / "whole", STEPS)
 
     def fault(self) -> Fault:
-        """A phase, one of the first times that it is entered, and a moment up to twice as late as it lasts: what it
-        started may go on behind it."""
+        """A phase, one of the first times that it is entered, and a moment up to twice as late as that one lasts: what
+        it started may go on behind it."""
         phase = self.draw.choice(sorted(self.phases))
         first = self.phases[phase][: math.ceil(len(self.phases[phase]) / 4)]
+        nth = self.draw.randint(1, len(first))
         return Fault(
             phase,
-            nth=self.draw.randint(1, len(first)),
-            delay=self.draw.uniform(0.0, 2 * max(first)),
+            nth=nth,
+            delay=self.draw.uniform(0.0, 2 * first[nth - 1]),
             signal=self.drawn_signal(),
             rank=self.draw.randrange(max(self.ranks)),
         )
