@@ -134,7 +134,7 @@ class Saver:
         entries = {name: entry for each in everyones for name, entry in each.items()}
         together(partial(_write_marker, temporary, entries), alone=True)
         together(partial(_name, temporary, final), alone=True)
-        together(partial(self._drop_oldest, step), alone=True)
+        together(self._drop_oldest, alone=True)
 
     def _together(self, path: Path, action: Callable[[], None], alone: bool = False) -> None:
         """Run an action on every rank, or on the main one ``alone``; where one fails all raise. Collective."""
@@ -159,10 +159,10 @@ class Saver:
         mine += [".metadata"] if self.world.is_main else []
         return {name: folders.entry_of(path / name) for name in mine}
 
-    def _drop_oldest(self, newest: int) -> None:
+    def _drop_oldest(self) -> None:
         """Those that neither `keep_last` nor `keep_every` keeps."""
         complete = [path for path in folders.folders(self.run_dir) if not folders.defect(path)]
-        steps = [step for step in map(folders.step_of, complete) if step <= newest]
+        steps = map(folders.step_of, complete)
         for step in dropped(steps, self.cfg.keep_last, self.cfg.keep_every):
             shutil.rmtree(folders.path_of(self.run_dir, step))
 
