@@ -13,7 +13,8 @@ from rlpt import checkpoint, train
 from rlpt_data.strict import UserError
 
 
-@pytest.mark.parametrize("kill_after_step", [15, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_after_step", [15, 3])
 def test_a_killed_run_goes_on_bit_for_bit(
     runs, whole: Path, toml: Path, kill_after_step: int
 ) -> None:
