@@ -50,6 +50,7 @@ def rejected(module, name: str, folder: Path, count: int) -> list[bytes]:
     return fuzz(target, range(40 * count), kept=count).refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "target", "file", "words"),
     [
@@ -72,6 +73,7 @@ def test_a_rejected_input_is_one_line_and_exit_2_of_the_command(
         assert (code, "Traceback" in line) == (2, False), line
 
 
+@pytest.mark.slow
 def test_a_report_is_drawn_or_refused_whatever_a_file_holds(tmp_path: Path, capsys) -> None:
     run = run_targets.run_folder(tmp_path / "run")
     for n, (name, (data, mutate)) in enumerate(run_targets.FILES.items()):
