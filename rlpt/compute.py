@@ -90,10 +90,10 @@ def summed(
     steps = [
         Spent(
             1,
-            row.get("tokens/rollout", 0.0),
-            row.get("tokens/train", 0.0),
+            row.get("tokens/rollout") or 0.0,
+            row.get("tokens/train") or 0.0,
             flops_of_stage.get(row["stage"]),
-            row.get("time/step", 0.0),
+            row.get("time/step") or 0.0,
         )
         for row in rows
     ]

@@ -35,3 +35,12 @@ def test_a_line_that_a_kill_cut_short_is_no_step_and_a_damaged_one_is_named(tmp_
     path.write_text('{"step": 1, "sta\n{"step": 2, "stage": "s"}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: damaged"):
         cumulative_costs(tmp_path, flops=False)
+
+
+def test_a_count_that_is_null_counts_nothing() -> None:
+    from rlpt.compute import summed
+
+    rows = [
+        {"step": 1, "stage": "a", "tokens/train": None, "time/step": None, "tokens/rollout": 3.0}
+    ]
+    assert summed(rows, {"a": 2.0})[1].tokens == 3.0
