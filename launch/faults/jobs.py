@@ -43,7 +43,7 @@ class JobTrial(Trial):
     def fault(self) -> Fault:
         """Most lives are short, so that a job has several."""
         delay = self.draw.uniform(0.0, 0.6 * self.seconds)
-        return Fault("start", 0, delay, self.drawn_signal())
+        return Fault("any", 0, delay, self.drawn_signal())
 
     def life(self, name: str, fault: Fault | None) -> Life:
         words = [*self.words, "--set", f"{self.out_key}={self.folder / name}"]
