@@ -35,6 +35,9 @@ _WIDER = {
 }
 """What browsers read under a label: the superset that pages are really written in."""
 _META_WINDOW = 4096
+_MOST_CODINGS = 8
+_NO_CHARSETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "palmos"}
+"""Python's own: no page is written in one, and some raise whatever they are told of errors."""
 
 
 class PayloadError(ValueError):
@@ -114,7 +117,10 @@ def _chunk_size(line: bytes) -> int | None:
 
 def decompressed(body: bytes, codings: str, limit: int) -> bytes:
     """Undo the content codings, last first. Raises PayloadError beyond ``limit`` bytes."""
-    for coding in reversed([name.strip().lower() for name in codings.split(",")]):
+    names = [name.strip().lower() for name in codings.split(",")]
+    if len(names) > _MOST_CODINGS:
+        raise PayloadError(f"{len(names)} content codings")
+    for coding in reversed(names):
         body = _undone(body, coding, limit)
         if len(body) > limit:
             raise PayloadError(f"{coding}: more than {limit} bytes")
@@ -220,8 +226,13 @@ def _codec(labels: list[str]) -> str:
     for label in labels:
         name = _WIDER.get(label, label)
         try:
-            if name and codecs.lookup(name)._is_text_encoding:  # pyright: ignore
+            if name and _is_charset(codecs.lookup(name)):
                 return name
         except (LookupError, ValueError):
             continue
     return "utf-8"
+
+
+def _is_charset(found: codecs.CodecInfo) -> bool:
+    of_pages = found.name.replace("_", "-") not in _NO_CHARSETS
+    return of_pages and found._is_text_encoding  # pyright: ignore

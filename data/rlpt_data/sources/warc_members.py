@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from rlpt_data.sources.files import most_bytes
+
 MAGIC = b"\x1f\x8b\x08"
 VERSION = b"WARC/"
 PIECE = 1 << 18
@@ -115,7 +117,8 @@ def streams(path: Path, start: int = 0, stop: int | None = None) -> Iterator[Str
             if start == 0 and head:
                 yield Stream(0, _plain(file))
             return
-        yield from _members(file, start, path.stat().st_size if stop is None else stop)
+        end = path.stat().st_size if stop is None else stop
+        yield from _members(file, start, end, most_bytes(path))
 
 
 def _compressed_name(path: Path) -> bool:
@@ -128,8 +131,9 @@ def _plain(file: BinaryIO) -> Iterator[bytes]:
         yield piece
 
 
-def _members(file: BinaryIO, start: int, stop: int) -> Iterator[Stream | Damage]:
-    offset = start
+def _members(file: BinaryIO, start: int, stop: int, most: int) -> Iterator[Stream | Damage]:
+    """Members may overlap, and each of an enemy's inflate all that follows: damaged ones may take ``most`` bytes."""
+    offset, wasted = start, 0
     if start and not _begins_member(file, start):
         # What comes before the first member belongs to the range before.
         offset = _next_member(file, start, stop)
@@ -148,7 +152,10 @@ def _members(file: BinaryIO, start: int, stop: int) -> Iterator[Stream | Damage]
         if error is None:
             offset = inflated.end
             continue
-        found = _next_member(file, offset + 1, stop)
+        wasted += inflated.work
+        enough = wasted > most
+        found = stop if enough else _next_member(file, offset + 1, stop)
+        error = DamagedError("too much of this file is damaged") if enough else error
         yield Damage(offset, f"{error}: {found - offset} bytes passed over")
         offset = found
 
@@ -162,6 +169,8 @@ class _Inflated:
         self._error: DamagedError | None = None
         self.end = offset
         """After the member, once it is finished."""
+        self.work = 0
+        """Bytes read and inflated so far."""
 
     def pieces(self) -> Iterator[bytes]:
         at, data = self._offset, b""
@@ -171,6 +180,7 @@ class _Inflated:
                 self._file.seek(at)
                 data = self._file.read(PIECE)
                 at += len(data)
+                self.work += len(data)
                 if not data:
                     raise self._fail("the file ends inside a gzip member")
             try:
@@ -178,6 +188,7 @@ class _Inflated:
             except zlib.error as error:
                 raise self._fail(f"damaged gzip member ({error})") from error
             data = decoder.unconsumed_tail
+            self.work += len(piece)
             if piece:
                 yield piece
         self.end = at - len(decoder.unused_data)

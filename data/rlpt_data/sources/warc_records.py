@@ -22,6 +22,7 @@ from rlpt_data.sources.warc_members import (
 
 MAX_LINE = 1 << 16
 MAX_HEADERS = 1000
+MAX_HEADER_BYTES = 1 << 20
 MAX_GAP = 64 << 20
 """How far the next record of a stream is looked for before the stream is given up."""
 MAX_SKIP = 4 << 30
@@ -96,6 +97,10 @@ def _resynchronised(stream: Stream) -> bool:
 
 def _record(stream: Stream, where: str, max_bytes: int) -> Iterator[Record | Drop]:
     headers = _headers(stream)
+    if headers is None:
+        most = f"{MAX_HEADERS} lines or {MAX_HEADER_BYTES} bytes"
+        yield Drop("damaged_record", where, f"headers of more than {most}")
+        return
     url = headers.get("warc-target-uri", "")
     length = headers.get("content-length", "")
     # A number of thousands of digits is none that Python reads.
@@ -122,13 +127,14 @@ def _pass_over(stream: Stream, size: int) -> None:
         stream.skip(size)
 
 
-def _headers(stream: Stream) -> dict[str, str]:
-    """Up to the empty line; a line that begins with a space continues the one before."""
+def _headers(stream: Stream) -> dict[str, str] | None:
+    """Up to the empty line; a line that begins with a space continues the one before. None where there are too many."""
     found: dict[str, str] = {}
-    name = ""
+    name, size = "", 0
     for _ in range(MAX_HEADERS):
         line = stream.line(MAX_LINE)
-        if not line.strip():
+        size += len(line)
+        if not line.strip() or size > MAX_HEADER_BYTES:
             break
         text = line.decode("utf-8", errors="replace")
         if text[0] in " \t" and name:
@@ -137,7 +143,9 @@ def _headers(stream: Stream) -> dict[str, str]:
         name, _, value = text.partition(":")
         name = name.strip().lower()
         found.setdefault(name, value.strip())
-    return found
+    else:
+        return None
+    return None if size > MAX_HEADER_BYTES else found
 
 
 def broken_digest(stated: str | None, data: bytes) -> str:
