@@ -4,7 +4,6 @@ The engine itself runs in the main thread and is stepped as long as it has work;
 two of its steps, so weights change in flight. Everything but `/health` needs the token of the run.
 """
 
-import hmac
 import json
 import queue
 import re
@@ -12,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from rlpt.rollout.buckets import TransferError
+from rlpt.rollout.listening import Caller, Listener
 from rlpt.rollout.transport import Receiver
 from rlpt.rollout.wire import Cancel, Collect, EngineSpec, Finished, Job, Join, Publish, Submit
 
@@ -263,26 +262,22 @@ class Server:
         )
 
 
-class _Calls(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 1024
-    """All ranks of a run may connect at once; the default of 5 resets the sixth."""
-
-
-def listen(server: Server, host: str, port: int) -> ThreadingHTTPServer:
+def listen(server: Server, host: str, port: int) -> Listener:
     """Serve calls in daemon threads; port 0 takes a free one. Raises OSError where the port is taken."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    class Handler(Caller):
+        def get(self) -> None:
+            # Why is nobody's business who does not have the token: an error can hold paths and text.
+            alive = server.failure is None
+            self._answer(200 if alive else 503, {"alive": alive})
 
-        def do_GET(self) -> None:
-            self._answer(200 if server.failure is None else 503, {"failure": server.failure})
-
-        def do_POST(self) -> None:
+        def post(self) -> None:
             length = self.headers.get("Content-Length", "0")
-            given = self.headers.get("Authorization", "")
-            known = hmac.compare_digest(given.encode(), f"Bearer {server.token}".encode())
-            if not known or not _LENGTH.fullmatch(length) or int(length) > _LARGEST_BODY:
+            if (
+                not self.knows(server.token)
+                or not _LENGTH.fullmatch(length)
+                or int(length) > _LARGEST_BODY
+            ):
                 # The body is left where it is, so nothing can follow it on this connection.
                 self.close_connection = True
                 return self._answer(401, {"error": "wrong token, or too large a message"})
@@ -308,9 +303,6 @@ def listen(server: Server, host: str, port: int) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Calls come by the hundred: none is worth a line."""
-
-    http = _Calls((host, port), Handler)
+    http = Listener((host, port), Handler)
     threading.Thread(target=http.serve_forever, name="calls", daemon=True).start()
     return http

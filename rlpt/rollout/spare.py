@@ -7,20 +7,19 @@ see. It costs the host 2 bytes a parameter (4 in float32), and one copy out of t
 """
 
 import contextlib
-import hmac
 import http.client
 import itertools
 import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import torch
 
 from rlpt.rollout import wire
 from rlpt.rollout.buckets import DTYPES, Bucket, TransferError
+from rlpt.rollout.listening import Caller, Listener
 
 _LENGTH = 8
 """Bytes of the header's length, before the header, before the numbers."""
@@ -32,19 +31,13 @@ class _Held:
     buckets: list[Bucket] = field(default_factory=list)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 1024
-    """All engines may come at once; the default of 5 resets the sixth."""
-
-
 class Spare:
     """One version of the weights, served from a thread of its own."""
 
     def __init__(self, host: str) -> None:
         self.secret = secrets.token_hex(16)
         self._held = _Held(-1)
-        self._http = _Server((host, 0), _handler(self))
+        self._http = Listener((host, 0), _handler(self))
         threading.Thread(target=self._http.serve_forever, name="spare", daemon=True).start()
 
     @property
@@ -82,22 +75,16 @@ class Spare:
         self._held = _Held(-1)
 
 
-def _handler(spare: Spare) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            given = self.headers.get("Authorization", "").encode()
-            allowed = hmac.compare_digest(given, f"Bearer {spare.secret}".encode())
+def _handler(spare: Spare) -> type[Caller]:
+    class Handler(Caller):
+        def get(self) -> None:
+            allowed = self.knows(spare.secret)
             status, parts = spare.answer(self.path) if allowed else (401, [b"wrong secret"])
             self.send_response(status)
             self.send_header("Content-Length", str(sum(len(part) for part in parts)))
             self.end_headers()
             for part in parts:
                 self.wfile.write(part)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nobody reads it."""
 
     return Handler
 

@@ -3,11 +3,13 @@ answered."""
 
 import http.client
 import json
+import socket
 import threading
 import time
 
 import pytest
 
+from rlpt.rollout import listening
 from rlpt.rollout.client import EngineDownError, RefusedError
 from rlpt.rollout.wire import Job
 
@@ -31,7 +33,7 @@ def test_anybody_may_ask_whether_it_lives(served) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=5)
     connection.request("GET", "/health")
     answer = connection.getresponse()
-    assert (answer.status, json.loads(answer.read())) == (200, {"failure": None})
+    assert (answer.status, json.loads(answer.read())) == (200, {"alive": True})
     connection.close()
 
 
@@ -104,8 +106,40 @@ def test_an_error_of_the_engine_answers_every_call_with_its_text(served, connect
     assert "ZeroDivisionError: out of luck" in told[0]
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=5)
     connection.request("GET", "/health")
-    assert connection.getresponse().status == 503
+    answer = connection.getresponse()
+    # The text of an error is for those who have the token.
+    assert (answer.status, json.loads(answer.read())) == (503, {"alive": False})
     connection.close()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /health HTTP/1.1\r\nX: ", b"POST /submit HTTP/1.1\r\n"]
+)
+def test_a_connection_without_the_token_ends_however_busy_it_looks(
+    served, connect, fake, said, monkeypatch
+) -> None:
+    monkeypatch.setattr(listening, "PATIENCE", 0.5)
+    client = connect()
+    assert client.describe()[1] == -1
+    with socket.create_connection(("127.0.0.1", served.port), timeout=0.1) as held:
+        held.sendall(said)
+        started = time.monotonic()
+        while not _ended(held):
+            assert time.monotonic() - started < 5
+    # One that has shown it lasts, in silence too.
+    before = client._connection.sock
+    assert client.describe()[1] == -1
+    assert client._connection.sock is before
+
+
+def _ended(held: socket.socket) -> bool:
+    try:
+        held.sendall(b"x")
+        return held.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def test_a_stopped_engine_takes_no_more_work(served, connect, fake) -> None:
