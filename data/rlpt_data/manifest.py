@@ -9,7 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
 
 from rlpt_data.strict import Strict, UserError, json_of, parse
 
@@ -38,9 +40,17 @@ class FileEntry(Strict):
     path: str
     """Relative to the folder, with forward slashes."""
     rows: int
-    bytes: int
+    bytes: Annotated[int, Field(ge=0)]
     blake2b: str
     """128 bits, hex."""
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        """The manifest may be somebody else's. Two colons: fsspec would go on to another address."""
+        if path.startswith("/") or ".." in path.split("/") or "::" in path:
+            raise ValueError(f"path = {path!r} leads out of the folder; put its own manifest there")
+        return path
 
 
 class Manifest(Strict):

@@ -22,6 +22,8 @@ from rlpt_data.workers import full_disk
 CACHE = "RLPT_CACHE"
 """Environment variable: the folder of the cache."""
 _PIECE = 1 << 20
+_MOST_BYTES = 1 << 28
+"""Of a manifest: more than a million files."""
 
 
 def cache_folder() -> Path:
@@ -41,10 +43,12 @@ def fetch_manifest(url: str) -> tuple[Path, Manifest]:
         )
     where = f"{url.rstrip('/')}/{NAME}"
     with _explained(where), _opened(where) as source:
-        manifest = parse_manifest(source.read(), where)
-    # The names below come from elsewhere: a checked hash is one, a path inside the folder, too.
-    inside = all(".." not in Path(e.path).parts and e.path[:1] != "/" for e in manifest.files)
-    if manifest.hash != manifest.content_hash() or not inside:
+        data = source.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise UserError(f"{where}: more than {_MOST_BYTES} bytes; correct the address")
+    manifest = parse_manifest(data, where)
+    # It names a folder of the cache below.
+    if manifest.hash != manifest.content_hash():
         raise UserError(f"{where}: was changed after it was written; upload the folder again")
     folder = cache_folder() / manifest.hash
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,8 @@ def _is_whole(target: Path, entry: FileEntry) -> bool:
 def _download(where: str, target: Path, entry: FileEntry) -> None:
     partial = target.with_name(f".{target.name}.partial")
     with _explained(where), _opened(where) as source, partial.open("wb") as file:
-        while piece := source.read(_PIECE):
+        # One byte too many is enough to know, and a server may have no end.
+        while piece := source.read(min(_PIECE, entry.bytes + 1 - file.tell())):
             file.write(piece)
         flush(file)
     found = partial.stat().st_size, digest_file(partial)

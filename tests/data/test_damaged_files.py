@@ -261,6 +261,33 @@ def test_a_table_whose_text_is_not_utf8_is_a_damaged_file(tmp_path: Path, old: b
     assert drop.reason == "damaged_file"
 
 
+@pytest.mark.parametrize("column", [
+    pa.array([2**63 - 1], pa.timestamp("us")),
+    pa.array([0], pa.timestamp("us", tz="Nowhere/At-All")),
+    pa.array([2**31 - 1], pa.int32()).cast(pa.date32()),
+], ids=["timestamp", "zone", "date"])  # fmt: skip
+@pytest.mark.parametrize("name", ["text", "url"])
+def test_a_time_beyond_the_calendar_is_a_damaged_file(
+    tmp_path: Path, name: str, column: pa.Array
+) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"]} | {name: column}), path)
+    (drop,) = parquet.documents(parquet.ParquetConfig(kind="parquet", path=path))
+    assert isinstance(drop, Drop)
+    assert drop.reason == "damaged_file"
+
+
+@pytest.mark.parametrize("name", ["train/../../x.arrow", "/x.arrow", "..", "x::file:///x.arrow"])
+def test_a_manifest_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path / "s", {"train": []}, BYTES.json_bytes, Facts(vocab_size=256))
+    manifest = tmp_path / "s/manifest.json"
+    table = json.loads(manifest.read_text())
+    table["files"][0]["path"] = name
+    manifest.write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"leads out of the folder; put its own"):
+        ShardFolder.open(tmp_path / "s")
+
+
 def test_a_record_of_thousands_of_digits_is_a_damaged_one(tmp_path: Path) -> None:
     head = f"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: {'9' * 5000}\r\n\r\n"
     (tmp_path / "a.warc").write_bytes(head.encode())

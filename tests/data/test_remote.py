@@ -124,6 +124,19 @@ def test_what_is_not_the_file_of_the_manifest_is_refused(
     assert len(opened.split("train")) == opened.manifest.counts["train"].documents
 
 
+def test_no_more_is_fetched_than_the_manifest_says(
+    url: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    data = memory.cat_file("/shards/train/00000.arrow")
+    memory.pipe_file("/shards/train/00000.arrow", data + bytes(1 << 22))
+    with pytest.raises(UserError, match=f"00000.arrow: {len(data) + 1} bytes with checksum"):
+        ShardFolder.open(url).split("train")
+    monkeypatch.setattr(remote, "_MOST_BYTES", 99)
+    with pytest.raises(UserError, match=r"manifest\.json: more than 99 bytes"):
+        ShardFolder.open(url)
+
+
 def test_a_fetch_that_was_cut_off_leaves_no_file(
     url: str, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
@@ -145,9 +158,11 @@ def test_a_fetch_that_was_cut_off_leaves_no_file(
 def test_a_manifest_that_was_changed_is_refused(url: str) -> None:
     memory = fsspec.filesystem("memory")
     data = memory.cat_file("/shards/manifest.json")
-    memory.pipe_file("/shards/manifest.json", data.replace(b"train/00000", b"../00000"))
-    with pytest.raises(UserError, match="was changed after it was written"):
-        ShardFolder.open(url)
+    changes = {b"../00000": "leads out of the folder", b"train/00009": "was changed after it was"}
+    for name, what in changes.items():
+        memory.pipe_file("/shards/manifest.json", data.replace(b"train/00000", name))
+        with pytest.raises(UserError, match=what):
+            ShardFolder.open(url)
     memory.pipe_file("/shards/manifest.json", b"{")
     with pytest.raises(UserError, match=r"manifest\.json: damaged"):
         ShardFolder.open(url)

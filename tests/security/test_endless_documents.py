@@ -88,13 +88,15 @@ def test_a_line_within_a_bomb_is_passed_over_no_further(
     assert drop.reason == "damaged_file"
 
 
+@pytest.mark.parametrize("name", ["text", "url"])
 def test_a_column_that_repeats_one_text_stops_at_its_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(files, "BOMB_BYTES", 1000)
     path = tmp_path / "a.parquet"
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 5000, pa.int32()), pa.array(["x" * 999]))
-    pq.write_table(pa.table({"text": column}), path, compression="zstd")
+    table = pa.table({"text": pa.array([""] * 5000)} | {name: column})
+    pq.write_table(table, path, compression="zstd")
     items = found("parquet", path)
     most = 1000 + 200 * path.stat().st_size
     assert len(items) == most // 999 + 1

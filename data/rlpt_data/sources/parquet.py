@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,8 +52,8 @@ def _rows(path: Path, fields: Fields) -> Iterator[SourceDocument | Drop]:
         with pq.ParquetFile(path) as file:
             columns = _columns(path, file.schema_arrow.names, fields)
             for batch in file.iter_batches(_ROWS, columns=columns):
-                for row in batch.to_pylist():
-                    left -= len(str(row[fields.text]))
+                for row in _listed(batch):
+                    left -= sum(len(str(value)) for value in row.values())
                     if left < 0:
                         raise OSError(f"inflates to more than {files.most_bytes(path)} bytes")
                     yield document(row, fields, f"{path}:{number}")
@@ -61,6 +61,14 @@ def _rows(path: Path, fields: Fields) -> Iterator[SourceDocument | Drop]:
     # UnicodeDecodeError: of a text or a column's name.
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         yield Drop("damaged_file", f"{path}:{number}", str(error))
+
+
+def _listed(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Raises OSError for values that are none, whatever they are of: times beyond the calendar, unknown zones."""
+    try:
+        return batch.to_pylist()
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _columns(path: Path, present: list[str], fields: Fields) -> list[str]:
