@@ -92,8 +92,11 @@ def take_steps(session: Session, work: Work, stage: Stage, progress: Progress, s
 
 def asked(stop: Stop, world: dist.World) -> bool:
     """Whether the run is to end: a signal may have reached only one of the ranks. Collective."""
-    stop.asked = dist.largest(stop.asked, world)
-    return stop.asked > 0
+    found = dist.largest(stop.asked, world)
+    # Without a signal nothing is written: one that has come meanwhile, to this rank alone, is for the next time.
+    if found:
+        stop.asked = found
+    return found > 0
 
 
 def run_step(session: Session, work: Work, stage: Stage, progress: Progress) -> dict[str, float]:

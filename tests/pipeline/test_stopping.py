@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlpt import checkpoint, train
+from rlpt import checkpoint, dist, train
 from rlpt.exits import INTERRUPTED, TERMINATED, StoppedError
 from rlpt.preemption import stoppable
 from rlpt.session import Session
@@ -106,6 +107,24 @@ def test_before_the_first_step_it_ends_at_once_and_saves_nothing(
         said = runs.finished(toml, code=TERMINATED)
     assert "stopped before there was anything new to save after SIGTERM" in said
     assert not (toml.parent / "run" / "checkpoints").exists()
+
+
+def test_a_signal_while_the_ranks_ask_each_other_is_seen_the_next_time(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To this rank alone, after it has told the others that there was none."""
+    largest = dist.largest
+
+    def late(value: int, world: dist.World) -> int:
+        found = largest(value, world)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with suppress(StoppedError), stoppable(60) as stop, stop.deferred():
+        with monkeypatch.context() as patched:
+            patched.setattr(dist, "largest", late)
+            assert not train.asked(stop, world)
+        assert train.asked(stop, world)
 
 
 def test_what_nobody_looked_at_ends_the_run_where_signals_are_no_longer_put_off() -> None:
