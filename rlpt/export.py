@@ -34,7 +34,7 @@ def export(run_dir: Path, step: int | None, out: Path) -> Path:
     with dist.world() as world:
         # One process, whatever the run had: no groups of replicas.
         policy = load.sharded(cfg.policy.model_copy(update={"replicas": 1}), plan, world)
-        checkpoint.load_weights(path, policy, str(shards.manifest.tokenizer_hash))
+        checkpoint.load_weights(path, policy, str(shards.manifest.tokenizer_hash), world)
         tensors = {
             name: tensor.cpu().contiguous() for name, tensor in load.named_full_tensors(policy)
         }

@@ -117,7 +117,8 @@ class Session:
     def _fresh(self) -> Progress:
         if self.cfg.init_from is not None:
             tokenizer = str(self.shards.manifest.tokenizer_hash)
-            checkpoint.load_weights(checkpoint.find(self.cfg.init_from), self.policy, tokenizer)
+            path = checkpoint.find(self.cfg.init_from)
+            checkpoint.load_weights(path, self.policy, tokenizer, self.world)
         manifest = self.shards.manifest
         return Progress(shards=manifest.hash, tokenizer=str(manifest.tokenizer_hash))
 

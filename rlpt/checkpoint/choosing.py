@@ -5,6 +5,7 @@ from pathlib import Path
 from rlpt import dist
 from rlpt.checkpoint import folders
 from rlpt.console import say
+from rlpt.phases import CLOCK
 from rlpt_data.strict import UserError
 
 
@@ -53,7 +54,14 @@ def damage(path: Path, world: dist.World) -> str | None:
     return "; ".join(reason for reason in found if reason is not None) or None
 
 
+def check_intact(path: Path, world: dist.World) -> None:
+    """Raises UserError where a checkpoint that somebody named is not what was saved. Collective."""
+    if (reason := damage(path, world)) is not None:
+        raise UserError(f"{path}: {reason}; restore it, or name another step")
+
+
 def _difference(path: Path, name: str, entry: folders.Entry) -> str | None:
+    CLOCK.beat()
     try:
         found = folders.entry_of(path / name)
     except OSError as error:

@@ -125,10 +125,15 @@ def put_aside(path: Path) -> Path:
 def mend(run_dir: Path) -> None:
     """Finish what a kill between two renames left: a checkpoint that was to be replaced gets its name back."""
     for path in (run_dir / "checkpoints").glob(f"step_*{REPLACED}"):
-        if path.with_suffix("").exists():
-            shutil.rmtree(path)
-        else:
+        if is_only_one(path):
             path.rename(path.with_suffix(""))
+        else:
+            shutil.rmtree(path)
+
+
+def is_only_one(path: Path) -> bool:
+    """Whether a folder is the checkpoint of its step under the name it has while it is replaced."""
+    return path.suffix == REPLACED and not path.with_suffix("").exists()
 
 
 def complete_steps(run_dir: Path) -> list[int]:

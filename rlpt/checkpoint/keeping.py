@@ -31,7 +31,13 @@ def listed(run_dir: Path) -> list[dict[str, Any]]:
 
     ``state`` is what names and sizes tell; hashes are read by `verified`.
     """
-    return [_row(path) for path in sorted(_folder(run_dir).iterdir()) if path.is_dir()]
+    return [_row(path) for path in _subfolders(run_dir)]
+
+
+def _subfolders(run_dir: Path) -> list[Path]:
+    """Files and links beside the checkpoints are somebody's own."""
+    found = sorted(_folder(run_dir).iterdir())
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def _folder(run_dir: Path) -> Path:
@@ -97,7 +103,7 @@ def _defects(path: Path) -> Iterator[str]:
 
 
 def pruned(run_dir: Path, keep_last: int, keep_every: int, dry_run: bool) -> dict[str, Any]:
-    """Remove what the rules do not keep, and all that is no checkpoint; what was removed and how many bytes.
+    """Remove what the rules do not keep, and all folders that are none; what was removed and how many bytes.
 
     The newest one whose hashes hold stays whatever the rules say. Raises UserError where there is none, or where the
     run is at work.
@@ -114,7 +120,8 @@ def pruned(run_dir: Path, keep_last: int, keep_every: int, dry_run: bool) -> dic
             raise UserError(f"{run_dir}: has no intact checkpoint; nothing was removed")
         going = set(dropped(complete, keep_last, keep_every)) - {newest}
         kept = {path for step, path in complete.items() if step not in going}
-        removed = [path for path in sorted(_folder(run_dir).iterdir()) if path not in kept]
+        removed = [path for path in _subfolders(run_dir) if path not in kept]
+        removed = [path for path in removed if not folders.is_only_one(path)]
         freed = sum(map(_size, removed))
         for path in [] if dry_run else removed:
             shutil.rmtree(path)

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import ReadItem
 
 from rlpt.checkpoint.folders import manifest
+from rlpt.phases import CLOCK
 from rlpt_data.strict import UserError
 
 _CLASSES = {
@@ -39,12 +40,32 @@ _CLASSES = {
 }
 
 
+_BUILT = {
+    *(Metadata, TensorStorageMetadata, BytesStorageMetadata, metadata.ChunkStorageMetadata),
+    *(metadata.TensorProperties, MetadataIndex, StorageMeta, filesystem._StorageInfo),
+}
+"""Those of them that have a state."""
+
 _UNREADABLE = (pickle.UnpicklingError, OSError, RuntimeError, ValueError, KeyError, EOFError)
 """What a damaged entry can raise."""
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes what DCP writes into `.metadata` and nothing else."""
+def _build(unpickler: Any) -> None:
+    """Give the last object but one on the stack a state."""
+    # With a class in the place of an instance it is the class that would change, for all of this process.
+    if type(unpickler.stack[-2]) not in _BUILT:
+        kind = type(unpickler.stack[-2]).__name__
+        raise pickle.UnpicklingError(f"gives a state to a {kind}, which no checkpoint needs")
+    unpickler.load_build()
+
+
+class _Unpickler(pickle._Unpickler):
+    """Makes what DCP writes into `.metadata` and nothing else.
+
+    The one in Python: with the one in C five bytes take gigabytes (LONG_BINPUT), and no BUILD can be refused.
+    """
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _build}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
@@ -138,7 +159,12 @@ def _checked(found: Any, folder: Path) -> Metadata:
 
 
 class Planner(DefaultLoadPlanner):
-    """Reads entries that are no tensors as plain values: DCP's own would run any code that they name."""
+    """Reads entries that are no tensors as plain values: DCP's own would run any code that they name. Every tensor is a
+    sign of life."""
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        CLOCK.beat()
+        super().commit_tensor(read_item, tensor)
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         name = read_item.dest_index.fqn

@@ -12,6 +12,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
+from rlpt import dist
+from rlpt.checkpoint.choosing import check_intact
 from rlpt.checkpoint.folders import manifest, read_progress
 from rlpt.checkpoint.metadata import Planner, Reader
 from rlpt.policy.policy import Policy
@@ -68,9 +70,13 @@ def check_tokenizer(path: Path, tokenizer: str) -> None:
         )
 
 
-def load_weights(path: Path, policy: Policy, tokenizer: str) -> None:
-    """The policy's weights alone. Raises UserError where they are another model's or of another tokenizer."""
+def load_weights(path: Path, policy: Policy, tokenizer: str, world: dist.World) -> None:
+    """The policy's weights alone. Raises UserError where they are another model's, of another tokenizer, or damaged.
+
+    Collective.
+    """
     check_tokenizer(path, tokenizer)
+    check_intact(path, world)
     stored = Reader(path).read_metadata().state_dict_metadata
     for name, parameter in policy.named_parameters():
         found = getattr(stored.get(f"policy.{name}"), "size", None)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.distributed.tensor import Shard, empty
 
 from rlpt import dist
 from rlpt.checkpoint import folders
+from rlpt.checkpoint.choosing import check_intact
+from rlpt.checkpoint.keeping import HERE
 from rlpt.checkpoint.metadata import Reader, entries
 from rlpt.checkpoint.reading import files, read_into
 from rlpt.checkpoint.saving import Saver
@@ -34,6 +37,8 @@ def resharded(reference: str, ranks: int, out: Path) -> Path:
     source = folders.find(reference)
     if out.exists():
         raise UserError(f"--out {out}: exists already; name a new folder")
+    # New hashes would make what is damaged look whole.
+    check_intact(source, HERE)
     Reader(source).read_metadata()
     out.mkdir(parents=True)
     config = source.parents[1] / "config.json"
@@ -57,7 +62,8 @@ def _rank(rank: int, ranks: int, source: str, out: str, meeting: str) -> None:
     # Files of single ranks are read by all, whatever their names.
     own = {Path(file).name: data for file, data in files(path, "supply_") if world.is_main}
     with closing(Saver(Path(out), CheckpointConfig(), world)) as saver:
-        saver.write(folders.read_progress(path), state, own)
+        # The journals stay with the run: here there are none to be cut back to.
+        saver.write(replace(folders.read_progress(path), journals={}), state, own)
         saver.settle()
     torch_dist.destroy_process_group()
 

@@ -195,11 +195,13 @@ def _write_marker(path: Path, entries: Mapping[str, Entry]) -> None:
 def _name(temporary: Path, final: Path) -> None:
     """The folder gets its name. One that has it already is replaced if it is complete, and set aside if not."""
     replaced = final.with_suffix(folders.REPLACED)
-    if final.exists() and folders.defect(final) is None:
-        final.rename(replaced)
-    elif final.exists():
-        folders.put_aside(final)
-    temporary.rename(final)
+    # Where only the sync failed, a second try finds it named.
+    if temporary.exists():
+        if final.exists() and folders.defect(final) is None:
+            final.rename(replaced)
+        elif final.exists():
+            folders.put_aside(final)
+        temporary.rename(final)
     _sync(final.parent)
     if replaced.exists():
         shutil.rmtree(replaced)

@@ -106,7 +106,7 @@ class Bench:
         assert self.policy is not None
         if rung.checkpoint is not None:
             tokenizer = str(self.folder.manifest.tokenizer_hash)
-            checkpoint.load_weights(rung.checkpoint, self.policy, tokenizer)
+            checkpoint.load_weights(rung.checkpoint, self.policy, tokenizer, self.world)
         self.rung = replace(rung, name="", budget=None)
 
     def _publish(self, trial: Trial) -> None:

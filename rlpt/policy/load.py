@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlpt import dist, rng
 from rlpt.config import FreshPolicy, PolicyConfig
+from rlpt.phases import CLOCK
 from rlpt.policy.attention import implementation
 from rlpt.policy.chat import frame_of
 from rlpt.policy.families import check_positions, choose
@@ -200,6 +201,7 @@ def load(cfg: PolicyConfig, plan: Blueprint, world: dist.World, seed: int) -> Po
 def fill(policy: Policy, source: Source) -> None:
     """Copy each parameter's own shard out of the full tensor, one tensor at a time."""
     for name, parameter in policy.lm.named_parameters():
+        CLOCK.beat()
         full = source(name, parameter.shape)
         assert isinstance(parameter, DTensor), name
         part = distribute_tensor(
@@ -223,6 +225,7 @@ def local(parameter: Tensor) -> Tensor:
 def named_full_tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """(transformers name, full fp32 tensor), one at a time. Collective: every rank iterates to the end."""
     for name, parameter in policy.lm.named_parameters():
+        CLOCK.beat()
         full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         yield name, full.detach()
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,26 @@ def test_prune_keeps_the_newest_whose_hashes_hold(rlpt: Command, copy: Path) -> 
     assert names(copy) == ["step_000018", "step_000020"]
 
 
+def test_prune_leaves_files_and_links_and_a_checkpoint_that_was_being_replaced(
+    rlpt: Command, copy: Path
+) -> None:
+    newest = checkpoint.path_of(copy, 20)
+    newest.rename(newest.with_suffix(folders.REPLACED))
+    (copy / "checkpoints" / "notes.txt").write_text("mine")
+    (copy / "checkpoints" / "latest").symlink_to("step_000018")
+    assert rlpt("prune", copy, "--keep-last", 1)[0]["removed"] == ["step_000016"]
+    assert names(copy) == ["latest", "notes.txt", "step_000018", "step_000020.replaced"]
+
+
+def test_reshard_makes_no_new_hashes_for_what_is_damaged(
+    rlpt: Command, copy: Path, tmp_path: Path
+) -> None:
+    flipped(checkpoint.path_of(copy, 18) / "__0_0.distcp")
+    words = ("reshard", f"{copy}@18", "--ranks", 1, "--out", tmp_path / "new")
+    assert "has blake2b" in rlpt(*words, code=2)[0]["error"]
+    assert not (tmp_path / "new").exists()
+
+
 def test_prune_leaves_a_run_alone_that_is_at_work(rlpt: Command, copy: Path) -> None:
     with alone(copy):
         found, _ = rlpt("prune", copy, "--keep-last", 1, code=2)
@@ -188,5 +209,5 @@ def test_reshard_gives_even_files_of_the_same_bits(
             assert torch.equal(mine[name], value), name
         else:
             assert mine[name] == value, name
-    assert folders.read_progress(path) == folders.read_progress(source)
+    assert folders.read_progress(path) == replace(folders.read_progress(source), journals={})
     rlpt("verify", f"{tmp_path / 'new'}@18")

@@ -3,10 +3,11 @@
 import io
 import os
 import pickle
+import resource
 import warnings
 from contextlib import closing, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import pytest
@@ -75,6 +76,34 @@ def test_metadata_that_acts_is_refused_by_the_name_of_what_it_calls(
         warnings.simplefilter("ignore")
         FileSystemReader(path).read_metadata()
     assert acting.target.exists()
+
+
+def test_metadata_changes_no_class_of_this_process(runs, path: Path) -> None:
+    """A state for the class in the place of one for an instance: `PosixPath.rename` would be another."""
+
+    def word(text: str) -> bytes:
+        return pickle.SHORT_BINUNICODE + bytes([len(text)]) + text.encode()
+
+    def named(module: str, name: str) -> bytes:
+        return word(module) + word(name) + pickle.STACK_GLOBAL
+
+    changed = b"N}" + word("rename") + named("torch", "Size") + pickle.SETITEM + pickle.TUPLE2
+    attack = b"\x80\x04" + named("pathlib", "PosixPath") + changed + pickle.BUILD + pickle.STOP
+    (path / ".metadata").write_bytes(attack)
+    runs.sealed(path)
+    with pytest.raises(UserError, match="gives a state to a type"):
+        checkpoint.restore(path, state())
+    assert "rename" not in PosixPath.__dict__
+
+
+def test_a_few_bytes_take_no_gigabyte(runs, path: Path) -> None:
+    """An index of the memo, which the unpickler in C keeps an array for."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (path / ".metadata").write_bytes(b"\x80\x04Nr" + (1 << 26).to_bytes(4, "little") + b".")
+    runs.sealed(path)
+    with pytest.raises(UserError, match="holds NoneType"):
+        checkpoint.restore(path, state())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19
 
 
 def with_entry(path: Path, runs, entry: object) -> None:

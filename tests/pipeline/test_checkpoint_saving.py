@@ -20,6 +20,7 @@ from rlpt import checkpoint, dist
 from rlpt.checkpoint import Progress, Saver, faults, folders, saving
 from rlpt.exits import FaultError
 from rlpt.observe import CheckpointConfig
+from rlpt.phases import Clock
 
 
 @pytest.fixture
@@ -274,10 +275,11 @@ def test_closing_waits_and_says_what_failed(
 def test_every_file_and_folder_is_synced_before_the_checkpoint_has_its_name(
     saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync, synced = os.fsync, []
+    fsync, synced, sizes = os.fsync, [], {}
 
     def noted(descriptor: int) -> None:
         synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sizes[synced[-1].name.removesuffix(".tmp")] = os.fstat(descriptor).st_size
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
@@ -290,7 +292,46 @@ def test_every_file_and_folder_is_synced_before_the_checkpoint_has_its_name(
     assert sorted(synced[:4]) == sorted(temporary / name for name in names)
     assert synced[4] == tmp_path / "metrics.jsonl"
     assert synced[5:] == [temporary / checkpoint.MARKER, temporary, temporary.parent]
-    assert folders.defect(checkpoint.path_of(tmp_path, 1)) is None
+    path = checkpoint.path_of(tmp_path, 1)
+    # All of each: nothing of it was in a buffer still.
+    assert all(sizes[file.name] == file.stat().st_size for file in path.iterdir())
+    assert folders.defect(path) is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_that_has_its_name_is_synced_again_and_not_renamed_again(
+    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, failed = saving._sync, []
+
+    def failing(*paths: Path) -> None:
+        if [path.name for path in paths] == ["checkpoints"] and not failed:
+            failed.append(True)
+            raise OSError(errno.EIO, "for a moment")
+        sync(*paths)
+
+    monkeypatch.setattr(saving, "_sync", failing)
+    saved(saver, 1, 2.0)
+    assert failed
+    assert stored(tmp_path, 1).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_what_is_written_and_read_is_a_sign_of_life(
+    saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training may wait for either longer than it may hang."""
+    beats = []
+    monkeypatch.setattr(Clock, "beat", lambda _clock: beats.append(1))
+    state = {"part": {str(n): torch.zeros(5000) for n in range(4)}}
+    saver.write(Progress(step=1), state)
+    saver.settle()
+    assert len(beats) >= 4
+    beats.clear()
+    checkpoint.restore(checkpoint.path_of(tmp_path, 1), state)
+    assert len(beats) >= 4
+    beats.clear()
+    assert checkpoint.newest_intact(tmp_path, saver.world) == 1
+    assert len(beats) >= 3
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
 """The whole pipeline on a small scale: what a run writes, and what any number of ranks agrees on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlpt import checkpoint
+from rlpt import checkpoint, dist
 from rlpt.config import RunConfig
 from rlpt.evaluate.job import run as evaluate
 from rlpt.jobs import EvalJobConfig
@@ -141,13 +142,29 @@ def test_a_step_that_blows_up_ends_in_one_line_and_keeps_the_last_checkpoint(
     assert checkpoint.complete_steps(toml.parent / "run") == [1]
 
 
-def test_weights_of_another_shape_or_tokenizer_are_refused(runs, whole: Path, toml: Path) -> None:
+def test_weights_of_another_shape_or_tokenizer_are_refused(
+    runs, world: dist.World, whole: Path, toml: Path
+) -> None:
     words = ["--set", f"init_from={whole}@20", "--set", "policy.fresh.width=64"]
     assert "has shape" in runs.finished(toml, *words, code=2)
     from rlpt.policy.policy import Policy
 
     with pytest.raises(UserError, match=r"its tokenizer has hash .*, the shards' has other"):
-        checkpoint.load_weights(checkpoint.find(f"{whole}@20"), Policy(torch.nn.Module()), "other")
+        checkpoint.load_weights(
+            checkpoint.find(f"{whole}@20"), Policy(torch.nn.Module()), "other", world
+        )
+
+
+def test_weights_that_are_not_those_that_were_saved_start_no_run(
+    runs, whole: Path, toml: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(whole, tmp_path / "other")
+    file = checkpoint.path_of(other, 20) / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = runs.finished(toml, "--set", f"init_from={other}@20", code=2)
+    assert "step_000020: __0_0.distcp has blake2b" in said
 
 
 def test_a_refused_run_does_not_claim_its_folder(whole: Path, toml: Path) -> None:
