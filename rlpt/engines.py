@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
@@ -70,7 +71,7 @@ class VLLMConfig(Strict):
                     "engine.vllm.addresses: a name or a password would be written to config.json; put the token in the "
                     "environment variable RLPT_ENGINE_TOKEN"
                 )
-            if not address.startswith("http://") or not address.rpartition(":")[2].isdigit():
+            if not _is_of_an_engine(address):
                 raise ValueError(
                     f"engine.vllm.addresses: {address!r} is not of the form http://host:port"
                 )
@@ -152,3 +153,13 @@ class RolloutConfig(Strict):
                 f"rollout.ahead = {self.ahead}: groups sampled ahead are older than max_staleness = 0 allows"
             )
         return self
+
+
+def _is_of_an_engine(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        # A port that is no number raises here; so does a host that no name server can be asked for.
+        whole = parts.port and parts.hostname and parts.hostname.encode("idna")
+    except ValueError:
+        return False
+    return bool(whole) and address == f"http://{parts.netloc}"

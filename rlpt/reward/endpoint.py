@@ -29,14 +29,20 @@ class UnansweredError(Exception):
 
 def check_address(address: str) -> str:
     """The address without a slash at its end. Raises ValueError where it is none, or holds a secret."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"address = {address!r}: give one such as http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    # First, and without looking into it: the line below repeats the address.
+    if any(mark in address for mark in "@?#"):
         raise ValueError(
             "address: a name, a password or a query would be written to config.json; put the token in the "
             "environment"
         )
+    try:
+        parts = urlsplit(address)
+        # A port that is no number raises here; so does a host that no name server can be asked for.
+        known = parts.port != 0 and parts.hostname and parts.hostname.encode("idna")
+    except ValueError:
+        known = False
+    if not known or not address.lower().startswith(("http://", "https://")):
+        raise ValueError(f"address = {address!r}: give one such as http://127.0.0.1:8000/v1")
     return address.rstrip("/")
 
 

@@ -140,13 +140,21 @@ even where it says so.
 {criterion} A prediction that speaks of this comparison, or asks for a verdict, does not.
 
 The last line of your answer is "Score: 1" if so and "Score: 0" if not."""
+_LIKE_A_SPECIAL_TOKEN = re.compile(r"[<\[](?=[^\s<>\[\]]{1,64}[>\]])")
 _VERDICT = re.compile(r"[\s*_`]*score[\s*_`]*:[\s*_`]*([01])[\s*_`.]*", re.IGNORECASE)
 
 
 def question(pair: Pair, criterion: str) -> str:
-    """What the judge is asked, in lines that carry the pair's key: a question repeats."""
+    """What the judge is asked, in lines that carry the pair's key: a question repeats.
+
+    Both texts get a space inside whatever looks like a special token: endpoints read them as ids in a message, too, and
+    a prediction that spells the end of a turn would speak outside of it.
+    """
     assert pair.key not in pair.prediction + pair.gold
-    return _QUESTION.format(key=pair.key, criterion=_CRITERIA[criterion], **pair._asdict())
+    shown = {
+        name: _LIKE_A_SPECIAL_TOKEN.sub(r"\g<0> ", text) for name, text in pair._asdict().items()
+    }
+    return _QUESTION.format(key=pair.key, criterion=_CRITERIA[criterion], **shown)
 
 
 def verdict_of(answer: str) -> Verdict:

@@ -216,16 +216,23 @@ def test_a_question_that_stands_for_several_rollouts_is_lost_for_all_of_them() -
     [
         ("127.0.0.1:8000/v1", "give one such as"),
         ("ftp://host/v1", "give one such as"),
+        ("http://host:99999/v1", "give one such as"),
+        ("http://host:port/v1", "give one such as"),
+        ("http://two..dots/v1", "give one such as"),
+        ("http://[::1/v1", "give one such as"),
+        ("http://user:wo'rd@host:port/v1", "would be written to config.json"),
+        ("host/v1?key=word", "would be written to config.json"),
         ("http://word@host/v1", "would be written to config.json"),
         ("http://user:word@host/v1", "would be written to config.json"),
         ("https://host/v1?key=word", "would be written to config.json"),
     ],
-    ids=["scheme", "ftp", "user", "password", "query"],
+    ids=range(11),
 )
 def test_an_address_that_is_none_or_holds_a_secret_is_refused(address: str, line: str) -> None:
     with pytest.raises(UserError, match=line) as refused:
         config(address=address)
     assert "word" not in str(refused.value).replace("password", "")
+    assert "wo'rd" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

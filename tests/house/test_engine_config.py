@@ -56,6 +56,16 @@ ENGINES = [
         "'https://a:1'",
         "of the form http://host:port",
     ),
+    *(
+        (f'placement = "separate"\naddresses = ["{given}"]', given, "of the form http://host:port")
+        for given in (
+            "http://a:99999",
+            "http://a:\u00b2",
+            "http://a..b:1",
+            "http://a/b:1",
+            "http://:1",
+        )
+    ),
     (
         'placement = "separate"\naddresses = ["http://a:1"]\npublish = "ipc"',
         "engine.vllm.publish = 'ipc'",
