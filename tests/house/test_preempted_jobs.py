@@ -26,8 +26,16 @@ time.sleep(30)
 """
 SRUN = """#!/bin/bash
 echo "$@" > srun
-exec "${@:2}"
+"${@:2}" &
+task=$!
+trap 'kill -USR1 "$task"' USR1
+trap 'kill -KILL "$task"' TERM
+code=0
+wait "$task" || code=$?
+while kill -0 "$task" 2>/dev/null; do wait "$task" && code=0 || code=$?; done
+exit "$code"
 """
+"""Hands signals on; where it gets SIGTERM itself it kills its tasks ("forcing job termination"), as the real one."""
 SCONTROL = """#!/bin/bash
 if [[ $1 == show ]]; then printf 'node7\\nnode8\\n'; else echo "$@" >> requeued; fi
 """
