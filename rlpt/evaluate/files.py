@@ -1,6 +1,7 @@
 """Evaluations on disk, without loss: what pairs the two ends of a run after a restart."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,17 @@ def save(path: Path, evaluation: Evaluation) -> None:
         "resampling": asdict(evaluation.resampling),
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(zipped(json.dumps(table).encode()))
+    with temporary.open("wb") as file:
+        file.write(zipped(json.dumps(table).encode()))
+        # The journal that names it outlasts a loss of power: a run that goes on reads it.
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
 def load(path: Path) -> Evaluation:
-    """What `save` wrote. Raises UserError for a damaged file, or one of a version whose records had fewer fields."""
+    """What `save` wrote. Raises UserError for a damaged or absent file, or one of a version whose records had fewer
+    fields."""
     try:
         table = json_of(unzipped(path.read_bytes()))
         if isinstance(table, dict) and isinstance(table.get("records"), list):
@@ -47,6 +53,11 @@ def load(path: Path) -> Evaluation:
         return _evaluation(table)
     except UserError:
         raise
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: is gone, and its journal has it; restore it, or move the newer checkpoints of its run away to go on "
+            "from one before it"
+        ) from error
     except ValueError as error:
         raise UserError(
             f"{path}: damaged: {error}; remove it, an evaluation job makes it again, a run does not"

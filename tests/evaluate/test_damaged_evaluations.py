@@ -1,6 +1,7 @@
 """What an evaluation left on disk and is no longer what was written: refused in one line, never half believed."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,26 @@ def test_an_evaluation_comes_back_bit_for_bit(tmp_path: Path) -> None:
         {"verdict": "x"},
         WHOLE.resampling,
     )
+
+
+def test_an_evaluation_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, sizes = os.fsync, []
+
+    def noted(descriptor: int) -> None:
+        assert not (tmp_path / "e").exists()
+        sizes.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    files.save(tmp_path / "e", WHOLE)
+    assert sizes == [(tmp_path / "e").stat().st_size]
+
+
+def test_an_evaluation_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="/e: is gone"):
+        files.load(tmp_path / "e")
 
 
 @pytest.mark.parametrize(
