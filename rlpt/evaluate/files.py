@@ -55,8 +55,8 @@ def load(path: Path) -> Evaluation:
         raise
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: is gone, and its journal has it; restore it, or move the newer checkpoints of its run away to go on "
-            "from one before it"
+            f"{path}: is gone, and its journal has it; restore it, or move the newer checkpoints of its run away to go "
+            "on from one before it"
         ) from error
     except ValueError as error:
         raise UserError(
