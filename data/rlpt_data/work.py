@@ -27,6 +27,9 @@ from rlpt_data.tally import Tally
 from rlpt_data.visible import visible
 from rlpt_data.workers import Failure, full_disk
 
+_LONGEST_NAME = 200
+"""Bytes; file systems take 255."""
+
 
 @runtime_checkable
 class Job(Protocol):
@@ -168,8 +171,13 @@ class WorkFolder(Alone):
 
     def _quarantine(self, phase: str, unit: str, failure: Failure) -> None:
         self.failures[f"{phase}/{unit}"] = failure
-        name = f"{phase}-{unit}".replace("/", "_")[:200]
-        (self.folder("failed") / f"{name}.txt").write_text(f"{failure.error}\n\n{failure.trace}")
+        name = f"{phase}-{unit}".replace("/", "_")
+        if len(name.encode()) > _LONGEST_NAME:
+            cut = name.encode()[:_LONGEST_NAME].decode(errors="ignore")
+            name = f"{cut}-{digest(name.encode())[:8]}"
+        # An error may quote half a surrogate pair.
+        text = f"{failure.error}\n\n{failure.trace}"
+        (self.folder("failed") / f"{name}.txt").write_text(text, "utf-8", "backslashreplace")
         say(f"{phase} {unit}: failed and set aside ({failure.error})")
 
     def _clear(self) -> None:

@@ -31,6 +31,8 @@ def write(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     from rlpt.report.page import render
 
     temporary = path.with_suffix(".tmp")
+    # The run may be somebody else's, and this a link to a file of ours.
+    temporary.unlink(missing_ok=True)
     # Text may hold half a surrogate pair; it is shown as its escape.
     temporary.write_bytes(render(runs).encode("utf-8", "backslashreplace"))
     temporary.replace(path)

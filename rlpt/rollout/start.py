@@ -165,13 +165,29 @@ def _share(count: int, world: dist.World) -> list[int]:
 
 
 def _remote(cfg: VLLMConfig, spec: EngineSpec, i: int, folder: Path, world: dist.World) -> Seat:
-    if not (token := os.environ.get(TOKEN, "")):
-        raise UserError(
-            f"engine.vllm.addresses: set the environment variable {TOKEN} to the engines' token"
-        )
-    client = EngineClient(cfg.addresses[i], token, _client(folder, world), cfg.timeout_seconds)
+    client = EngineClient(
+        cfg.addresses[i],
+        _token("engine.vllm.addresses"),
+        _client(folder, world),
+        cfg.timeout_seconds,
+    )
     publishes = world.rank < len(cfg.addresses)
     return Seat(f"engine {i}", spec, client, None, cfg.start_seconds, cfg.max_restarts, publishes)
+
+
+def _token(where: str) -> str:
+    """Raises UserError where there is none that a header can carry: what refuses it later would repeat it."""
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise UserError(
+            f"{where}: set the environment variable {TOKEN} to a secret of the run, the same for trainer and engines"
+        )
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(
+            f"{where}: environment variable {TOKEN} holds spaces, line breaks or letters beyond ASCII; set it to the "
+            "token alone"
+        )
+    return token
 
 
 def _local(cfg: VLLMConfig, spec: EngineSpec, i: int, folder: Path, world: dist.World) -> Seat:
@@ -262,10 +278,7 @@ def serve_engine(cfg: RunConfig, host: str, port: int) -> None:
 
     Raises UserError where the token is not set, the policy cannot be served, or the port is taken.
     """
-    if not os.environ.get(TOKEN):
-        raise UserError(
-            f"rlpt engine: set the environment variable {TOKEN} to a secret of the run, here and for the trainer"
-        )
+    _token("rlpt engine")
     shards = open_shards(cfg.data)
     plan = blueprint(cfg.policy, shards, cfg.longest_path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

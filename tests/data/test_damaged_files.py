@@ -16,6 +16,7 @@ from rlpt_data.contamination import Index
 from rlpt_data.documents import Drop
 from rlpt_data.ledger import Ledger
 from rlpt_data.manifest import digest, parse_manifest
+from rlpt_data.plan import make_plan
 from rlpt_data.shards import SCHEMA, ShardFolder, Split, read_drop_samples
 from rlpt_data.sources import jsonl, parquet, warc_records
 from rlpt_data.sources.html_text import text_of
@@ -23,6 +24,8 @@ from rlpt_data.sources.http_payload import PayloadError, response
 from rlpt_data.sources.records import Fields
 from rlpt_data.strict import UserError
 from rlpt_data.tokenizer import PlainTokenizer, train_byte_pairs
+from rlpt_data.work import WorkFolder
+from rlpt_data.workers import Failure
 from rlpt_data.writing import Facts, write_folder
 
 BYTES = PlainTokenizer(train_byte_pairs([], 256), "bytes")
@@ -308,3 +311,13 @@ def test_a_sidecar_whose_columns_differ_in_length_is_damaged(tmp_path: Path) -> 
         writer.write_batch(pa.RecordBatch.from_pylist([row], schema=annotations.SCHEMA))
     with pytest.raises(UserError, match="damaged: columns of different lengths"):
         list(annotations.read(tmp_path / "a"))
+
+
+def test_whatever_a_unit_is_called_and_its_error_says_it_is_set_aside(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path / "out", make_plan([], {}, {}), 1, progress=False) as work:
+        for name in ("a/b", "\u6c34" * 80 + "a", "\u6c34" * 80 + "b"):
+            work._quarantine("read", name, Failure("half of \ud83d", "trace"))
+        written = sorted((work.path / "failed").iterdir())
+    assert written[0].name == "read-a_b.txt"
+    assert len(written) == 3
+    assert "half of \\ud83d" in written[0].read_text()

@@ -234,3 +234,14 @@ def test_lines_that_are_no_objects_are_damaged(tmp_path, make_run):
     text = Page(write([run]).read_text()).text
     assert "evaluations.jsonl: line 3 is damaged" in text
     assert "evaluations.jsonl: line 4 is damaged" in text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_link_in_a_run_of_somebody_else_is_not_written_through(tmp_path, make_run):
+    run, ours = make_run(tmp_path / "run"), tmp_path / "ours.txt"
+    ours.write_text("ours")
+    for name in ("report.tmp", "report.html"):
+        (run / name).symlink_to(ours)
+    write([run])
+    assert ours.read_text() == "ours"
+    assert not (run / "report.html").is_symlink()

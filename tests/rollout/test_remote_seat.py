@@ -8,6 +8,8 @@ import pytest
 from rlpt.rollout import server as module
 from rlpt.rollout.client import EngineClient
 from rlpt.rollout.seat import Seat
+from rlpt.rollout.serve import TOKEN
+from rlpt.rollout.start import _token
 from rlpt_data.strict import UserError
 
 TIMEOUT = 1.0
@@ -137,3 +139,18 @@ def test_leaving_an_engine_that_stays_drops_the_work_of_this_rank(remote, fake) 
     seat.close()
     assert served.backend.calls[-1] == "cancel t"
     assert served.alive
+
+
+@pytest.mark.parametrize("token", ["", "marker\r", "mark er", "m\u00e4rker", "marker\nX: y"])
+def test_a_token_that_no_header_can_carry_is_refused_and_not_repeated(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN, token)
+    with pytest.raises(UserError, match=f"rlpt engine: .*{TOKEN}") as refused:
+        _token("rlpt engine")
+    assert not token or token.strip() not in str(refused.value)
+
+
+def test_a_token_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN, "s3cret+/=")
+    assert _token("rlpt engine") == "s3cret+/="
