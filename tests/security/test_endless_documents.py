@@ -57,7 +57,9 @@ def test_what_is_too_large_is_counted_and_its_sample_is_short(
     assert set(map(len, sample.values())) == {LONGEST_SAMPLE}
 
 
-@pytest.mark.parametrize("suffix", [".jsonl.zst", ".jsonl.gz", ".jsonl"])
+@pytest.mark.parametrize(
+    "suffix", [".jsonl.zst", ".jsonl.gz", pytest.param(".jsonl", marks=pytest.mark.slow)]
+)
 def test_lines_that_inflate_without_end_stop_at_their_limit(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

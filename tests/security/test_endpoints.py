@@ -60,7 +60,10 @@ def asking(address: str, timeout: float = 1.0) -> Endpoint:
     return Endpoint(address, "m", TOKEN, timeout, attempts=1, max_tokens=8)
 
 
-@pytest.mark.parametrize("part", ["headers", "body", "chunks"])
+@pytest.mark.parametrize(
+    "part",
+    ["body", *(pytest.param(part, marks=pytest.mark.slow) for part in ("headers", "chunks"))],
+)
 def test_an_answer_in_drops_ends_at_its_time(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every drop comes within the timeout, so silence never does."""
     monkeypatch.setattr(endpoint, "_PATIENCE", 3)
