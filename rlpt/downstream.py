@@ -278,7 +278,11 @@ def _evaluated(cfg: DownstreamConfig, closer: int | None) -> dict[str, Any]:
     harness = _harness(cfg.out_dir / "cache")
     paths = {task.name: cfg.out_dir / "tasks" / f"{task.name}.jsonl" for task in cfg.tasks}
     tokenizer = str(ended_tokenizer(cfg))
-    words: dict[str, Any] = {"pretrained": str(cfg.model), "dtype": cfg.dtype, "tokenizer": tokenizer}
+    words: dict[str, Any] = {
+        "pretrained": str(cfg.model),
+        "dtype": cfg.dtype,
+        "tokenizer": tokenizer,
+    }
     # Named though it is the default: no file of a model is ever run.
     words["trust_remote_code"] = False
     if closer is not None:

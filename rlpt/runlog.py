@@ -70,7 +70,7 @@ class RunLog:
                 _cut(path, sizes.get(name, 0))
         dumps = (self.dir / name for name in ("rollouts", "groups"))
         for path in (path for dump in dumps for path in dump.glob("step_*.jsonl.zst")):
-            if int(path.name[5:11]) > step:
+            if _step_of(path) > step:
                 path.unlink()
 
     def _last_steps(self) -> dict[str, int]:
@@ -82,7 +82,7 @@ class RunLog:
             rows = [_journal_row(path, n, line) for n, line in enumerate(whole, start=1)]
             found[name] = max((row["step"] for row in rows), default=-1)
         dumps = (self.dir / "rollouts").glob("step_*.jsonl.zst")
-        return found | {"rollouts": max((int(path.name[5:11]) for path in dumps), default=-1)}
+        return found | {"rollouts": max(map(_step_of, dumps), default=-1)}
 
     def metrics(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl."""
@@ -281,6 +281,11 @@ def write_json(path: Path, table: Mapping[str, Any]) -> None:
 def append_json(path: Path, row: Mapping[str, Any]) -> None:
     with told(path), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def _step_of(path: Path) -> int:
+    """Of a dump, `step_NNNNNN.jsonl.zst`; from a million on it has more digits."""
+    return int(path.name.removeprefix("step_").partition(".")[0])
 
 
 @contextmanager

@@ -164,7 +164,12 @@ class Saver:
         complete = [path for path in folders.folders(self.run_dir) if not folders.defect(path)]
         steps = map(folders.step_of, complete)
         for step in dropped(steps, self.cfg.keep_last, self.cfg.keep_every):
-            shutil.rmtree(folders.path_of(self.run_dir, step))
+            path = folders.path_of(self.run_dir, step)
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                # The new one is complete: that an old one stays is no reason to end the run.
+                say(f"WARNING: {path}: cannot be removed: {error}; remove it yourself")
 
 
 def _bytes(staged: Any) -> int:

@@ -1,13 +1,19 @@
 """A disk that is full, and one that may not be written to: real ones, a tmpfs in a namespace of the test's own."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from rlpt import checkpoint, dist
+from rlpt.checkpoint import Progress, Saver, saving
+from rlpt.observe import CheckpointConfig
 
 SCRIPT = Path(__file__).with_name("in_a_small_disk.sh")
 NO_TMPFS = 77
@@ -58,3 +64,23 @@ def test_a_full_disk_costs_the_steps_since_the_last_checkpoint_and_no_more(
     assert "Traceback" not in said, said[-2000:]
     assert code in (1, 2), said[-2000:]
     assert "Read-only file system" in said
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_said_and_ends_nothing(
+    world: dist.World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def held(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with closing(Saver(tmp_path, CheckpointConfig(keep_last=1), world)) as saver:
+        saver.save(Progress(step=1), {})
+        saver.settle()
+        monkeypatch.setattr(saving.shutil, "rmtree", held)
+        saver.save(Progress(step=2), {})
+        saver.settle()
+    assert checkpoint.complete_steps(tmp_path) == [1, 2]
+    path = checkpoint.path_of(tmp_path, 1)
+    assert f"WARNING: {path}: cannot be removed: [Errno 39]" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlpt import runlog
+from rlpt import dist, runlog
 from rlpt.config import RunConfig
 from rlpt.export import export
 from rlpt_data.strict import UserError, load
@@ -25,3 +25,14 @@ def test_a_damaged_configuration_of_a_run_is_named(toml: Path, content: bytes) -
     ):
         with pytest.raises(UserError, match=r"config\.json: damaged: .*; restore it"):
             refused()
+
+
+def test_dumps_of_later_steps_go_also_beyond_a_million(toml: Path, world: dist.World) -> None:
+    cfg = load(RunConfig, toml)
+    log = runlog.RunLog(cfg, world)
+    (cfg.run_dir / "rollouts").mkdir(parents=True)
+    for step in (999_999, 1_000_000, 1_000_001):
+        log.rollouts(step, [])
+    log.truncate({}, 1_000_000)
+    left = sorted(path.name for path in (cfg.run_dir / "rollouts").iterdir())
+    assert left == ["step_1000000.jsonl.zst", "step_999999.jsonl.zst"]
