@@ -231,7 +231,7 @@ def test_a_job_that_found_nothing_yet_may_change(jobs, shards_dir, tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_the_users_mistake(jobs, shards_dir, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: cannot be written to"):
+    with pytest.raises(UserError, match="file: cannot be written: File exists; "):
         run(jobs.job(shards_dir, tmp_path / "file"))
 
 

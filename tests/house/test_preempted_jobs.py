@@ -67,8 +67,9 @@ def ended(place: Path, script: str, number: signal.Signals | None) -> int:
     slurm = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "4711"}
     job = slurm if script.endswith("sbatch") else {}
     path = os.pathsep.join([str(place / ".venv/bin"), os.environ["PATH"]])
+    # A shell traps no signal that is ignored where it starts: so it is in what another shell runs in the background.
     process = subprocess.Popen(
-        ["bash", script, "run.toml", "--set", "seed=1"],
+        ["env", "--default-signal=INT", "bash", script, "run.toml", "--set", "seed=1"],
         cwd=place,
         env=os.environ | job | {"PATH": path},
     )

@@ -86,6 +86,7 @@ def test_a_folder_of_another_configuration_is_refused(runs, whole: Path) -> None
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_nothing_draws_from_the_generator_that_no_checkpoint_has(
     runs, whole: Path, toml: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,7 @@ def goes_on(runs, signalled, toml: Path):
     return check
 
 
+@pytest.mark.slow
 def test_a_run_that_was_asked_to_end_goes_on_bit_for_bit(goes_on, whole: Path) -> None:
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     handlers = [signal.getsignal(number) for number in numbers]
