@@ -57,6 +57,9 @@ def run(sources: Sequence[Path], request: Request, out: Path | None = None) -> T
     together = shared([each.fitted for each in found]) if request.shared_ceiling else None
     folder = out or _beside(sources)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("fit.json", "fit.png", "fit.svg"):
+        # The run may be somebody else's, and this a link to a file of ours.
+        (folder / name).unlink(missing_ok=True)
     table = {"law": request.law, "x": request.x, "y": request.y} | tabled(found, together)
     (folder / "fit.json").write_text(json.dumps(table, indent=1, allow_nan=False) + "\n")
     draw(found, together, request.x, request.y, folder)

@@ -53,6 +53,18 @@ def test_a_run_is_fitted_beside_its_files(
     assert (thinking_run / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_nothing_is_written_through_a_link(known, tmp_path: Path) -> None:
+    path = csv(tmp_path / "early.csv", known.measured(100, 1500, 15))
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    names = ("fit.json", "fit.png", "fit.svg")
+    for name in names:
+        (tmp_path / name).symlink_to(mine)
+    assert fit(path, "--x", "hours", "--y", "rate", "--start-value", 0.3) == 0
+    assert mine.read_text() == "mine"
+    assert not any((tmp_path / name).is_symlink() for name in names)
+
+
 def test_a_ceiling_without_an_end_is_an_answer(
     known, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
