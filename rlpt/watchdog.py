@@ -57,6 +57,8 @@ def watched(seconds: float, run_dir: Path, world: dist.World) -> Iterator[None]:
         return
     CLOCK.beat()
     watchdog = Watchdog(seconds, run_dir, world, dist.own_store(world))
+    # Before the first look: native code may hold the interpreter from then on.
+    watchdog.arm()
     watchdog.thread.start()
     try:
         yield
@@ -79,11 +81,14 @@ class Watchdog:
         self.every = min(_MOST_SECONDS, self.seconds / 4)
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
+    def arm(self) -> None:
+        """Faulthandler's own thread ends the process beyond what a hang takes where ours can speak."""
+        faulthandler.dump_traceback_later(self.seconds + 4 * self.every + 3, exit=True, file=2)
+
     def _watch(self) -> None:
         lost = False
         while not self.done.wait(self.every):
-            # Beyond what a hang takes when this thread can run: then it is this thread that speaks.
-            faulthandler.dump_traceback_later(self.seconds + 4 * self.every + 3, exit=True, file=2)
+            self.arm()
             late = self.standing().idle >= self.seconds
             try:
                 self._tell(answers=False)

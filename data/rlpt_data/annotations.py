@@ -200,7 +200,10 @@ def _annotation(batch: pa.RecordBatch, row: int) -> Annotation:
     values = {name: column(name) for name in ("entropy", "loss", "short_loss", "rank")}
     if len({len(each) for each in values.values()}) > 1:
         raise ValueError("columns of different lengths")
-    return Annotation(document_id=batch.column("document_id")[row].as_py(), **values)
+    document_id = batch.column("document_id")[row].as_py()
+    if document_id is None:
+        raise ValueError(f"row {row} is of no document")
+    return Annotation(document_id=document_id, **values)
 
 
 def check(folder: Path, facts: AnnotationFacts) -> None:

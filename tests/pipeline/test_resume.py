@@ -14,7 +14,7 @@ from rlpt_data.strict import UserError
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill_after_step", [15, 3])
+@pytest.mark.parametrize("kill_after_step", [15, 7])
 def test_a_killed_run_goes_on_bit_for_bit(
     runs, whole: Path, toml: Path, kill_after_step: int
 ) -> None:
