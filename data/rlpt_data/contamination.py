@@ -207,7 +207,14 @@ class Index:
             names = json_of(found["names"].tobytes())
             _check_index(names, tables, found["sizes"])
             return cls(names, tables, found["sizes"])
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (
+            ValueError,
+            KeyError,
+            OSError,
+            EOFError,
+            zipfile.BadZipFile,
+            NotImplementedError,
+        ) as error:
             raise UserError(
                 f"{where}: no index ({error}); write it with `rlpt data index`"
             ) from error

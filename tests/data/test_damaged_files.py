@@ -321,3 +321,14 @@ def test_whatever_a_unit_is_called_and_its_error_says_it_is_set_aside(tmp_path: 
     assert written[0].name == "read-a_b.txt"
     assert len(written) == 3
     assert "half of \\ud83d" in written[0].read_text()
+
+
+def test_an_index_that_says_more_bytes_than_it_has_is_none() -> None:
+    file = io.BytesIO()
+    np.savez(file, names=np.zeros(8, np.uint8))
+    whole = bytearray(file.getvalue())
+    entry = whole.index(b"PK\x01\x02")
+    # Both sizes of the archive's table of contents, in the place of the member's own.
+    whole[entry + 20 : entry + 28] = 2 * (len(whole) - 20).to_bytes(4, "little")
+    with pytest.raises(UserError, match="x: no index"):
+        Index.from_bytes(bytes(whole), "x")
