@@ -57,8 +57,10 @@ def watched(seconds: float, run_dir: Path, world: dist.World) -> Iterator[None]:
         return
     CLOCK.beat()
     watchdog = Watchdog(seconds, run_dir, world, dist.own_store(world))
-    # Before the first look: native code may hold the interpreter from then on.
+    # Both before the first look: this process may be stopped, or native code hold the interpreter, from then on, and
+    # the others can end only a process that has told its number.
     watchdog.arm()
+    watchdog.tell()
     watchdog.thread.start()
     try:
         yield
@@ -91,7 +93,7 @@ class Watchdog:
             self.arm()
             late = self.standing().idle >= self.seconds
             try:
-                self._tell(answers=False)
+                self.tell()
                 late |= self.store is not None and self.store.check([_LATE])
             except RuntimeError as error:
                 if not lost:
@@ -107,7 +109,8 @@ class Watchdog:
             *(socket.gethostname(), os.getpid()),
         )
 
-    def _tell(self, answers: bool) -> None:
+    def tell(self, answers: bool = False) -> None:
+        """The other ranks where this one stands, through the store."""
         if self.store is not None:
             self.store.set(str(self.world.rank), json.dumps(asdict(self.standing(answers))))
 
@@ -131,7 +134,7 @@ class Watchdog:
 
     def _asked(self, store: Store) -> list[Standing]:
         """How all ranks stand, once they have answered or had the time for it."""
-        self._tell(answers=True)
+        self.tell(answers=True)
         store.set(_LATE, "")
         deadline = time.monotonic() + 2 * self.every + 1
         while True:

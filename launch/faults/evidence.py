@@ -3,7 +3,6 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,11 +74,7 @@ def _timeless(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return list(_decoded(path))
-
-
-def _decoded(path: Path) -> Iterator[dict[str, Any]]:
-    yield from unpacked(path.read_bytes(), str(path))
+    return unpacked(path.read_bytes(), str(path))
 
 
 def _hash(rows: Any) -> str:

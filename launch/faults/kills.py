@@ -9,14 +9,13 @@ A kill is a real signal that the process gets at a seeded place: a phase, how of
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs import JobTrial
+from machine import machine
 from training import EngineTrial, TrainingTrial
 from trial import Trial
 
@@ -115,10 +114,9 @@ def failed(rows: list[dict[str, Any]]) -> bool:
 
 def keep(rows: list[dict[str, Any]], seed: int) -> None:
     """Into kills.json, beside the arms that were run at another time."""
-    machine = {"date": str(date.today()), "cores": os.cpu_count(), "system": platform.platform()}
     old = json.loads(RESULTS.read_text())["arms"] if RESULTS.exists() else []
     others = [row for row in old if row["arm"] not in {row["arm"] for row in rows}]
-    found = [*others, *({**row, **machine, "seed": seed} for row in rows)]
+    found = [*others, *({**row, **machine(), "seed": seed} for row in rows)]
     RESULTS.write_text(json.dumps({"arms": found}, indent=1) + "\n")
 
 

@@ -10,19 +10,18 @@ keeps what was seen in soak.json.
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import psutil
 from jaxtyping import Float
+from machine import machine
 from scipy import stats
 
 from rlpt.console import progress
@@ -134,8 +133,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     words = parser.parse_args()
     taken, code = run(words.out, words.hours)
-    machine = {"date": str(date.today()), "cores": os.cpu_count(), "system": platform.platform()}
-    found = machine | {"exit_code_after_sigterm": code} | summary(taken)
+    found = machine() | {"exit_code_after_sigterm": code} | summary(taken)
     print(json.dumps(found, indent=1))
     if words.write:
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")

@@ -13,6 +13,7 @@ from rlpt.checkpoint.folders import (
     find,
     path_of,
     read_progress,
+    step_of,
 )
 from rlpt.checkpoint.reading import check_tokenizer, files, load_weights, restore
 from rlpt.checkpoint.saving import Saver
@@ -32,4 +33,5 @@ __all__ = [
     "read_progress",
     "restore",
     "set_aside",
+    "step_of",
 ]

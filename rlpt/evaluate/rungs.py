@@ -40,7 +40,7 @@ class Rung:
 
     @property
     def step(self) -> int | None:
-        return None if self.checkpoint is None else int(self.checkpoint.name.removeprefix("step_"))
+        return None if self.checkpoint is None else checkpoint.step_of(self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _model(asked: RungConfig) -> Rung:
 
 
 def _of_run(asked: RungConfig, path: Path, several: bool, named: bool) -> Rung:
-    run_dir, step = path.parent.parent, int(path.name.removeprefix("step_"))
+    run_dir, step = path.parent.parent, checkpoint.step_of(path)
     known = _table(run_dir)["policy"]
     assert isinstance(known, PolicyConfig)
     parts = [asked.name or (run_dir.resolve().name if named else "")]
