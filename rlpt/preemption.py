@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C.
+"""Signals that ask a run to end: SIGTERM, SIGUSR1 (Slurm's warning), SIGHUP (its terminal is gone) and Ctrl-C.
 
 Where there is something to save, the step in hand is finished first and the pipeline leaves by itself; elsewhere the
 run ends at once. It never takes longer than its budget: that is kept by a thread, as the main one may sit in native
@@ -8,6 +8,7 @@ code, where no Python handler runs.
 import os
 import select
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from rlpt.phases import CLOCK
 _CODES = {
     signal.SIGTERM: TERMINATED,
     signal.SIGUSR1: TERMINATED,
+    signal.SIGHUP: TERMINATED,
     signal.SIGINT: INTERRUPTED,
 }
 _ECHO = 1.0
@@ -64,6 +66,8 @@ class Stop:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         first, self.asked = not self.asked, self.asked or number
+        if number == signal.SIGHUP:
+            _leave_terminal()
         if self._deferring and first:
             again = ", a second Ctrl-C ends it at once" if number == signal.SIGINT else ""
             _say(
@@ -109,7 +113,7 @@ def stoppable(seconds: float) -> Iterator[Stop]:
     thread = threading.Thread(target=stop._keep_time, args=(reader,), name="signals", daemon=True)
     thread.start()
     woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, stop._handle) for number in _CODES}
+    before = {number: signal.signal(number, stop._handle) for number in _heeded()}
     try:
         yield stop
     finally:
@@ -120,6 +124,21 @@ def stoppable(seconds: float) -> Iterator[Stop]:
         thread.join()
         os.close(writer)
         os.close(reader)
+
+
+def _heeded() -> list[signal.Signals]:
+    """All but a hangup that `nohup` has this process ignore."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in _CODES if not (ignored and number == signal.SIGHUP)]
+
+
+def _leave_terminal() -> None:
+    """Writing to one that is gone fails, and what is said must not end the step in hand."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _name(number: int) -> str:

@@ -24,7 +24,7 @@ def replay(run_dir: Path, step: int) -> dict[str, dict[str, float]]:
     """``{metric: {"run": x, "replay": y}}`` of one RL step, for every metric that both know.
 
     Needs the checkpoint of the step before (`checkpoint.every = 1` keeps all that `keep_last` allows) and the step's
-    groups (`rollout.save_groups = true`). Raises UserError where one is missing.
+    groups (`rollout.save_groups = true`). Raises UserError where one is missing or damaged.
     """
     cfg = _config(run_dir)
     path = checkpoint.find(f"{run_dir}@{step - 1}")
@@ -34,6 +34,7 @@ def replay(run_dir: Path, step: int) -> dict[str, dict[str, float]]:
         dist.world() as world,
         closing(Session.open(cfg, shards, plan, world, RunLog(cfg, world))) as session,
     ):
+        checkpoint.check_intact(path, world)
         progress = session.restored(checkpoint.read_progress(path).step)
         if progress.stage >= len(cfg.stage):
             raise UserError(f"{run_dir}: step {step - 1} was its last; replay an earlier one")

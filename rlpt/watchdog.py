@@ -138,17 +138,10 @@ class Watchdog:
         store.set(_LATE, "")
         deadline = time.monotonic() + 2 * self.every + 1
         while True:
-            found = [self._told(store, rank) for rank in range(self.world.size)]
+            found = told(store, self.world.size)
             if all(one.answers for one in found) or time.monotonic() > deadline:
                 return found
             time.sleep(0.1)
-
-    def _told(self, store: Store, rank: int) -> Standing:
-        return (
-            Standing(**json.loads(store.get(str(rank))))
-            if store.check([str(rank)])
-            else Standing(rank)
-        )
 
     def _end_silent(self, standings: Sequence[Standing]) -> None:
         """A stopped process takes no SIGTERM, and torchrun would wait for it before it restarts the others."""
@@ -156,6 +149,17 @@ class Watchdog:
             if not standing.answers and standing.host == socket.gethostname():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(standing.pid, signal.SIGKILL)
+
+
+def told(store: Store, ranks: int) -> list[Standing]:
+    """What every rank last told; in one question where all have, as every rank of a large run asks them."""
+    keys = [str(rank) for rank in range(ranks)]
+    if store.check(keys):
+        return [Standing(**json.loads(each)) for each in store.multi_get(keys)]
+    return [
+        Standing(**json.loads(store.get(key))) if store.check([key]) else Standing(rank)
+        for rank, key in enumerate(keys)
+    ]
 
 
 def _write_stacks(path: Path) -> None:

