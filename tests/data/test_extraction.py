@@ -62,6 +62,7 @@ def test_a_page_costs_itself_and_the_next_one_is_read(box: Sandbox) -> None:
         assert box.extract("after print").text == "AFTER PRINT"
 
 
+@pytest.mark.slow
 def test_a_page_that_waits_is_ended_by_wall_time(box: Sandbox) -> None:
     started = time.monotonic()
     assert box.extract("sleep").reason == "extract_timeout"

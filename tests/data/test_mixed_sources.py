@@ -136,6 +136,7 @@ def test_what_is_left_of_a_source_is_spread_over_the_whole_order(
     assert set(samples) <= {text(n)[:160] for n in range(110)}
 
 
+@pytest.mark.slow
 def test_the_order_of_sources_files_and_workers_has_no_part_in_any_byte(
     make: Callable[..., PrepareConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

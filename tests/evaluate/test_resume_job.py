@@ -177,6 +177,7 @@ def test_a_job_that_was_killed_goes_on_to_the_same_bytes(jobs, shards_dir, tmp_p
     assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "whole" / "out")
 
 
+@pytest.mark.slow
 def test_the_batch_does_not_change_what_a_job_finds(jobs, shards_dir, tmp_path):
     """Thoughts are the same; scores differ by less than 1e-6, as sums in another order do."""
     found = []

@@ -29,6 +29,7 @@ CASES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_compiling_in_one_graph_changes_no_number(traced, case):
     """All but the reference, which runs between two graphs; `auto` takes slabs instead of it there."""

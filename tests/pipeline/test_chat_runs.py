@@ -37,6 +37,7 @@ def planned(run_dir: Path) -> int:
     return stage.documents_per_step * document_tokens(cfg, stage, "shared", continuations=True)
 
 
+@pytest.mark.slow
 def test_rewards_in_a_frame_are_the_same_from_one_forward_and_from_two(
     toml: Path, chat_shards: ShardFolder
 ) -> None:
@@ -56,6 +57,7 @@ def test_rewards_in_a_frame_are_the_same_from_one_forward_and_from_two(
     assert len({each[1] for each in both[0]}) == 5
 
 
+@pytest.mark.slow
 def test_an_evaluation_job_repeats_a_run_in_a_frame(toml: Path, chat_shards: ShardFolder) -> None:
     run_dir = framed_run(toml, chat_shards, "own", "stage.1.steps=1")
     config = json.loads((run_dir / "config.json").read_text())

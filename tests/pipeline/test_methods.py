@@ -105,6 +105,7 @@ def test_evaluations_come_at_their_period(toml: Path) -> None:
     assert [row["step"] for row in read_journal(run_dir / "evaluations.jsonl")] == [2, 4, 6, 7]
 
 
+@pytest.mark.slow
 def test_an_evaluation_job_repeats_the_runs_own_evaluation(
     toml: Path, shards_dir: Path, tmp_path: Path
 ) -> None:

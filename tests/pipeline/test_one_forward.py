@@ -129,6 +129,7 @@ def test_one_forward_trains_the_weights_of_two_passes_with_every_term(
     assert_same(found, two_passes["all terms"])
 
 
+@pytest.mark.slow
 def test_where_one_forward_would_be_wrong_auto_takes_two_and_gives_the_same_weights(
     shards: ShardFolder, world: dist.World, two_passes
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_pretrained_policy_knows_english(pages: Path, world: dist.World) -> No
     assert scores.logp.mean() > -1.7
 
 
+@pytest.mark.slow
 def test_long_books_train_a_fresh_policy(tmp_path: Path) -> None:
     shards = shards_of(
         tmp_path / "shards", "books.jsonl.zst", {"kind": "bpe", "vocab_size": 400}, 12

@@ -161,6 +161,7 @@ def test_rewards_alone_are_counted_alike(config, monkeypatch, capsys) -> None:
     assert capsys.readouterr().err.count("rollout 1 is nan") == 1
 
 
+@pytest.mark.slow
 def test_the_fourth_step_in_a_row_ends_the_run_and_a_higher_limit_lets_it_go_on(
     runs, config, monkeypatch
 ) -> None:

@@ -199,6 +199,7 @@ def test_a_killed_engine_starts_again_and_ends_with_its_stdin(engine, fake) -> N
     assert process._process.wait(5) == 0
 
 
+@pytest.mark.slow
 def test_engines_that_do_not_start_say_why_and_where_the_log_is(engine) -> None:
     faulty, killed, refused = (
         engine(architecture=name) for name in ("faulty", "killed", "refused")
