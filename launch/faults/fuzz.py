@@ -1,9 +1,10 @@
 """Inputs that may be anything, for every reader: what is accepted, what is refused in one line, what crashes.
 
-    python launch/faults/fuzz.py [--inputs 100000] [--seed 0] [--only NAME]... [--write]
+    python launch/faults/fuzz.py [--inputs 100000] [--commands 200] [--seed 0] [--only NAME]... [--write]
 
 The targets are those of tests/fuzz. Each has a process of its own, so that one that dies is a row and not the end; a
-crash is printed with its input, and found again by target, seed and number. `--write` keeps the table in fuzz.json.
+crash is printed with its input, and found again by target, seed and number. Some of what readers reject then goes
+through the commands of people. `--write` keeps both tables in fuzz.json.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / name) for name in ("fuzz", "data")]
 
 from all_targets import targets  # noqa: E402
+from commands import COMMANDS, Command, rejected, wrong  # noqa: E402
 from fuzzing import Found, Target, fuzz  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -62,8 +64,10 @@ def _in_child(target: Target, inputs: int, seed: int, done: Any, answer: Any) ->
     answer.put((found.row(), found.crashes))
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(title="fuzzing", title_justify="left")
+def shown(rows: Sequence[dict[str, Any]], title: str) -> None:
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left")
     names = [name for name in rows[0] if name != "died"]
     for name in names:
         table.add_column(name, justify="left" if name == "target" else "right")
@@ -72,33 +76,77 @@ def shown(rows: Sequence[dict[str, Any]]) -> None:
     Console(width=160).print(table)
 
 
-def kept(row: dict[str, Any], seed: int) -> None:
-    """Put a row in the place of the target's old one."""
-    old = json.loads(RESULTS.read_text())["targets"] if RESULTS.exists() else []
-    rows = {each["target"]: each for each in (*old, row)}
-    machine = {"cores": os.cpu_count(), "system": platform.platform(), "seed": seed}
-    found = machine | {"targets": [rows[name] for name in sorted(rows)]}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+def refused(command: Command, count: int, seed: int, scratch: Path) -> dict[str, Any]:
+    """The row of one command: how many rejected inputs it got, and to how many its answer was not one line and 2."""
+    inputs_at, place = scratch / "inputs", scratch / "place"
+    inputs_at.mkdir(parents=True)
+    place.mkdir()
+    inputs = rejected(command, inputs_at, count, seed)
+    failed = list(wrong(command, place, progressed(inputs, command.name)))
+    for data, code, said in failed:
+        print(f"WRONG {command.name}: exit code {code}\n{data[:300]!r}\n{said[-1500:]}")
+    return {"target": command.name, "rejected": len(inputs), "wrong": len(failed)}
+
+
+def progressed(inputs: Sequence[bytes], name: str) -> Iterator[bytes]:
+    with progress(name, len(inputs), 0, show=True) as report:
+        for number, data in enumerate(inputs):
+            report(number, "")
+            yield data
+
+
+def kept(row: dict[str, Any], seed: int, table: str) -> None:
+    """Put a row in the place of the old one of its name."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows = {each["target"]: each for each in (*known.get(table, []), row)}
+    known |= {"cores": os.cpu_count(), "system": platform.platform(), "seed": seed}
+    known[table] = [rows[name] for name in sorted(rows)]
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def readers(words: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    for target in targets(scratch):
+        if words.inputs and chosen(target.name, words.only):
+            yield fuzzed(target, words.inputs, words.seed)
+
+
+def commands(words: argparse.Namespace, scratch: Path) -> Iterator[dict[str, Any]]:
+    for number, command in enumerate(COMMANDS):
+        if words.commands and chosen(command.name, words.only):
+            yield refused(command, words.commands, words.seed, scratch / f"command_{number}")
+
+
+def chosen(name: str, only: Sequence[str]) -> bool:
+    return not only or any(each in name for each in only)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Every reader, fed with what it should refuse.")
     parser.add_argument("--inputs", type=int, default=100_000, help="of every target")
+    parser.add_argument(
+        "--commands", type=int, default=200, help="rejected inputs of every command"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", action="append", default=[], help="targets whose name holds it")
+    parser.add_argument(
+        "--only", action="append", default=[], help="readers and commands whose name holds it"
+    )
     parser.add_argument("--write", action="store_true", help="keep the rows in fuzz.json")
     words = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for target in targets(Path(folder)):
-            if words.only and not any(name in target.name for name in words.only):
-                continue
-            row = fuzzed(target, words.inputs, words.seed) | {"date": str(date.today())}
-            rows.append(row)
-            if words.write:
-                kept(row, words.seed)
-    shown(rows)
-    sys.exit(any(row["crashes"] for row in rows))
+        both = (
+            ("targets", "crashes", readers(words, Path(folder))),
+            ("commands", "wrong", commands(words, Path(folder))),
+        )
+        failed = 0
+        for table, bad, rows in both:
+            found = []
+            for row in rows:
+                found.append(row | {"date": str(date.today())})
+                failed += row[bad]
+                if words.write:
+                    kept(found[-1], words.seed, table)
+            shown(found, table)
+    sys.exit(failed > 0)
 
 
 if __name__ == "__main__":
