@@ -64,7 +64,12 @@ def is_number(value: Any) -> bool:
     return value is None or isinstance(value, float)
 
 
-NUMBER, TEXT, TRUTH = "a number", "text", "true or false"
+def is_beyond(value: Any) -> bool:
+    """Whether a number is larger than any measured one: a product of two such is not finite, and no axis holds it."""
+    return isinstance(value, float) and abs(value) >= 1e150
+
+
+NUMBER, COUNT, TEXT, TRUTH = "a number", "a count", "text", "true or false"
 """What stands at a place, for `fitting`."""
 Shape = str | list[Any] | dict[str, Any]
 
@@ -72,10 +77,15 @@ Shape = str | list[Any] | dict[str, Any]
 def fitting(value: Any, shape: Shape, name: str = "it") -> Any:
     """The value, if all that a shape names in it is of that kind. Raises ValueError naming the place.
 
-    A shape is NUMBER, TEXT, TRUTH, a list of one shape, or a table: `key` may be absent or null, `key!` may not, `*` is
-    any other key. What a shape does not name may be anything.
+    A shape is NUMBER, COUNT, TEXT, TRUTH, a list of one shape, or a table: `key` may be absent or null, `key!` may not,
+    `*` is any other key. What a shape does not name may be anything.
     """
-    fits = {NUMBER: is_number(value), TEXT: isinstance(value, str), TRUTH: isinstance(value, bool)}
+    fits = {
+        NUMBER: is_number(value) and not is_beyond(value),
+        COUNT: type(value) is int and 0 <= value < 2**53,
+        TEXT: isinstance(value, str),
+        TRUTH: isinstance(value, bool),
+    }
     if isinstance(shape, str):
         if value is None or not fits[shape]:
             raise ValueError(f"{name} is not {shape}")

@@ -1,5 +1,6 @@
 """A run folder as plain values, and the list of what is not in it."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlpt.report.shapes import CONFIG, ENVIRONMENT, EVALUATION, GROUP, SUMMARY
-from rlpt.rows import Row, fitting, journal_row, unzipped
+from rlpt.rows import Row, fitting, is_beyond, journal_row, unzipped
 from rlpt_data.strict import UserError, json_of
 
 
@@ -78,7 +79,7 @@ def read(run_dir: Path, name: str | None = None) -> Run:
         summary=read_object(
             run_dir / "summary.json", "the final numbers (did the run finish?)", missing, SUMMARY
         ),
-        metrics=_journal(run_dir / "metrics.jsonl", "the curves", journal_row, missing),
+        metrics=_journal(run_dir / "metrics.jsonl", "the curves", metrics_row, missing),
         evaluations=_journal(
             run_dir / "evaluations.jsonl", "held-out evaluations", evaluation_row, missing
         ),
@@ -118,6 +119,12 @@ def _journal(
     if not rows:
         missing.append(f"{path.name}: empty, so {what} cannot be shown")
     return rows
+
+
+def metrics_row(line: bytes) -> Row:
+    """A line of metrics.jsonl; what no axis holds is no finite number. Raises ValueError for what is none."""
+    row = journal_row(line)
+    return {name: math.nan if is_beyond(value) else value for name, value in row.items()}
 
 
 def evaluation_row(line: bytes) -> Row:

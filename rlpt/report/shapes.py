@@ -2,7 +2,7 @@
 said to be.
 """
 
-from rlpt.rows import NUMBER, TEXT, TRUTH
+from rlpt.rows import COUNT, NUMBER, TEXT, TRUTH
 
 _INTERVAL = {
     "mean": NUMBER,
@@ -71,7 +71,7 @@ SUMMARY = {
 """summary.json."""
 
 CONFIG = {
-    "stage": [{"name!": TEXT, "kind": TEXT, "steps": NUMBER}],
+    "stage": [{"name!": TEXT, "kind": TEXT, "steps": COUNT}],
     "data": {"shards": TEXT, "mixture": [{"shards": TEXT}]},
     "policy": {"compute_dtype": TEXT},
     "engine": {"kind": TEXT, "vllm": {"dtype": TEXT}},

@@ -45,8 +45,8 @@ def interval(table: dict[str, Any] | None, digits: int = 3, sign: bool = True) -
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
-    if seconds is None:
+    """Seconds as people say them; a dash where nobody can."""
+    if seconds is None or not math.isfinite(seconds):
         return "\N{EN DASH}"
     if seconds < 90:
         return f"{seconds:.0f} s"

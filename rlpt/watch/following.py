@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlpt.report.run import evaluation_row, read_dump, read_object
+from rlpt.report.run import evaluation_row, metrics_row, read_dump, read_object
 from rlpt.report.shapes import CONFIG, SUMMARY
 from rlpt.rows import Row, journal_row
 from rlpt_data.strict import UserError
@@ -110,7 +110,7 @@ class Watched:
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"{run_dir}: is a file; give the run_dir of a configuration")
         self.dir = run_dir
-        self.metrics = Follower(run_dir / "metrics.jsonl")
+        self.metrics = Follower(run_dir / "metrics.jsonl", metrics_row)
         self.evaluations = Follower(run_dir / "evaluations.jsonl", evaluation_row)
         self._dump: tuple[tuple[str, int], Row | None] = (("", 0), None)
 

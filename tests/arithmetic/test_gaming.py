@@ -90,12 +90,12 @@ def test_lengths_by_the_sign_of_the_advantage() -> None:
 
 
 def test_thoughts_in_sums() -> None:
-    groups = [group(rollout(1, 2), rollout(1, 2, 3, finish="budget"))]
-    found = thought_sums(groups, np.array([[1.0, -1.0]]))
-    assert found["thought/length"] == (5.0, 2.0)
-    assert found["thought/closer_rate"] == (1.0, 2.0)
-    assert found["thought/nll"] == (3.0, 6.0)
-    assert found["tokens/rollout"] == (7.0, 1.0)
+    groups = [group(rollout(1, 2), rollout(1, 2, 3, finish="budget"), rollout(1))]
+    found = thought_sums(groups, np.array([[1.0, -1.0, 0.0]]))
+    assert found["thought/length"] == (6.0, 3.0)
+    assert found["thought/closer_rate"] == (2.0, 3.0)
+    assert found["thought/nll"] == (4.0, 8.0)
+    assert found["tokens/rollout"] == (9.0, 1.0)
 
 
 def test_a_rank_without_groups_has_the_names_of_the_others() -> None:

@@ -209,8 +209,9 @@ def test_a_reward_that_scores_no_tokens_is_shown_without_colour(tmp_path, make_r
 def test_numbers_that_are_none_are_counted_metric_by_metric(tmp_path, make_run):
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 41, "stage": "x", "reward/mean": NaN, "y": Infinity}\n')
+        file.write('{"step": 41, "stage": "x", "reward/mean": NaN, "y": Infinity, "z": -1e200}\n')
     text = Page(write([run]).read_text()).text
+    assert "metrics.jsonl: z is no finite number in 1 of 1 steps" in text
     assert "metrics.jsonl: reward/mean is no finite number in 1 of 41 steps" in text
     assert "metrics.jsonl: y is no finite number in 1 of 1 steps" in text
 

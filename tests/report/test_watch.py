@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -15,6 +16,9 @@ import pytest
 from rich.console import Console
 
 from rlpt.cli import main
+from rlpt.report import write
+from rlpt.report.run import read_object
+from rlpt.report.shapes import CONFIG as CONFIG_SHAPE
 from rlpt.watch import numbers
 from rlpt.watch.following import Follower, Known, Watched
 from rlpt.watch.frame import BLOCKS, alarms, frame, sparkline
@@ -158,6 +162,25 @@ def test_text_of_the_web_moves_no_cursor_and_makes_no_markup(tmp_path, make_run)
 def test_numbers_that_are_none_are_shown_as_they_are():
     known = Known("x", CONFIG, [{"step": 1, "stage": "rl", "reward/mean": math.nan}])
     assert "nan" in drawn(known)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e308", "-1e308", "1e149"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json", "summary.json"])
+def test_a_number_that_nothing_measures_stops_neither_view(
+    tmp_path, make_run, undrawn, name, number
+):
+    path = make_run(tmp_path / "run") / name
+    path.write_text(re.sub(r": \d+\.?\d*(?=[,}])", f": {number}", path.read_text()))
+    drawn(Watched(path.parent).look())
+    write([path.parent])
+
+
+def test_a_stage_has_a_count_of_steps_or_its_configuration_is_damaged(tmp_path, make_run):
+    path = make_run(tmp_path / "run") / "config.json"
+    path.write_text('{"stage": [{"name": "rl", "steps": 1e9}]}')
+    missing = []
+    assert read_object(path, "it", missing, CONFIG_SHAPE) == {}
+    assert missing == ["config.json: damaged (steps is not a count), so it cannot be shown"]
 
 
 def test_a_dump_caught_half_written_waits_for_its_end(tmp_path, make_run):
