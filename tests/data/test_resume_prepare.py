@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from misbehaving import behave
 
-from rlpt_data import sources, workers
+from rlpt_data import sources
 from rlpt_data.manifest import digest, read_manifest
 from rlpt_data.plan import make_plan
 from rlpt_data.prepare import PrepareConfig, prepare
@@ -311,18 +310,6 @@ def test_a_full_disk_is_the_same_line_where_the_ledger_or_the_order_is_written(
             ):
                 prepare(config, progress=False)
     assert run(config) == whole
-
-
-def test_a_worker_that_dies_is_replaced_and_its_job_tried_once_more(tmp_path: Path) -> None:
-    jobs = [(what, str(tmp_path / what)) for what in ("a", "die once", "b", "die", "raise", "c")]
-    found = {job[0]: result for job, result in workers.outcomes(behave, jobs, 2)}
-    assert (found["a"], found["die once"]) == ("A", "DIE ONCE")
-    for name, error in (("die", "ended from outside, twice"), ("raise", "KeyError: 'raise'")):
-        failure = found[name]
-        assert isinstance(failure, workers.Failure)
-        assert error in failure.error
-    with pytest.raises(UserError, match="yours"):
-        list(workers.outcomes(behave, [("mistake", ""), ("a", "")], 2))
 
 
 @pytest.mark.slow
