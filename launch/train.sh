@@ -6,14 +6,14 @@
 #   NODES=4 HEAD=host:29500    more machines: the same command on each; NODES=2:4 goes on with 2, 3 or 4 of them
 #   RESTARTS=3                 how often all ranks start again after one that failed
 #   GRACE=90                   seconds from a signal to SIGKILL; more than supervision.stop_seconds
-# Exits 143 after SIGTERM or SIGUSR1, 130 after Ctrl-C, 2 for a mistake that is seen before a rank starts, else 1.
+# Exits 143 after SIGTERM, SIGUSR1 or SIGHUP, 130 after Ctrl-C, 2 for a mistake that is seen before a rank starts, else 1.
 set -euo pipefail
 
-if [[ $# -lt 1 ]]; then
-    echo "launch/train.sh: no config given; usage: launch/train.sh CONFIG [--set key=value ...]" >&2; exit 2
-fi
-asked="" torchrun=""
-trap 'asked=143; [[ -z $torchrun ]] || kill -TERM "$torchrun"' TERM USR1
+[[ $# -ge 1 ]] || { echo "launch/train.sh: no config given; usage: launch/train.sh CONFIG [--set key=value ...]" >&2; exit 2; }
+asked="" torchrun="" signals=SIGTERM,SIGINT,SIGQUIT,SIGUSR1
+# Under nohup a terminal that is closed is nobody's concern: torchrun would hand it on.
+[[ $(trap -p HUP) == "trap -- '' SIGHUP" ]] || signals+=,SIGHUP
+trap 'asked=143; [[ -z $torchrun ]] || kill -TERM "$torchrun"' TERM USR1 HUP
 trap 'asked=130; [[ -z $torchrun ]] || kill -INT "$torchrun"' INT
 PATH="$PWD/.venv/bin:$PATH"
 # A mistake in the config is one line here, and a page of torchrun's from every rank below.
@@ -29,7 +29,7 @@ if [[ ${NODES:-1} != 1 ]]; then
 fi
 torchrun "${meet[@]}" --nproc-per-node "${RANKS:-$((gpus > 0 ? gpus : 1))}" \
     --max-restarts "${RESTARTS:-3}" --shutdown-timeout "${GRACE:-90}" \
-    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m rlpt.train "$@" &
+    --signals-to-handle "$signals" -m rlpt.train "$@" &
 torchrun=$!
 [[ -z $asked ]] || kill -TERM "$torchrun"
 # A signal ends the first wait, not torchrun.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rlpt_data.stderr import tell
 from rlpt_data.visible import visible
 
 Report = Callable[[int, str], None]
@@ -54,7 +55,7 @@ def _lines(title: str, total: int) -> Report:
         now = time.monotonic()
         if done == total or now - last[0] >= _SECONDS_BETWEEN_LINES:
             last[0] = now
-            print(f"{title} {done}/{total}  {note}", file=sys.stderr, flush=True)
+            tell(f"{title} {done}/{total}  {note}")
 
     return report
 
@@ -62,7 +63,7 @@ def _lines(title: str, total: int) -> Report:
 def say(text: str, show: bool = True) -> None:
     """One line on stderr."""
     if show:
-        print(visible(text), file=sys.stderr, flush=True)
+        tell(visible(text))
 
 
 class _Lines(logging.Handler):

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from rlpt_data.stderr import tell
 from rlpt_data.visible import without_passwords
 
 USER_MISTAKE, FAULT, INTERRUPTED, TERMINATED = 2, 1, 130, 143
@@ -67,7 +68,7 @@ def guarded(body: Callable[[], int | None], *, as_json: bool = False) -> int:
             return _report(_of_the_disk(error), FAULT, as_json)
         if isinstance(error, ModuleNotFoundError) and (remedy := _installation(error.name or "")):
             return _report(f"{error}; {remedy}", USER_MISTAKE, as_json)
-        print(without_passwords(traceback.format_exc()), file=sys.stderr)
+        tell(without_passwords(traceback.format_exc()))
         return _report(_AFTER_A_FAULT, FAULT, as_json)
 
 
@@ -126,7 +127,7 @@ def _rank() -> str:
 
 def _report(message: str, code: int, as_json: bool) -> int:
     message = one_line(message)
-    print(f"{_rank()}{message}", file=sys.stderr, flush=True)
+    tell(f"{_rank()}{message}")
     if as_json and is_main_rank():
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     return code

@@ -12,12 +12,13 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
 from rlpt.exits import INTERRUPTED, TERMINATED, StoppedError, end_now, is_main_rank
 from rlpt.phases import CLOCK
+from rlpt_data.stderr import leave
 
 _CODES = {
     signal.SIGTERM: TERMINATED,
@@ -66,15 +67,15 @@ class Stop:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         first, self.asked = not self.asked, self.asked or number
-        if number == signal.SIGHUP:
-            _leave_terminal()
         if self._deferring and first:
             again = ", a second Ctrl-C ends it at once" if number == signal.SIGINT else ""
             _say(
                 f"{_name(number)}: the step in hand is finished, then a checkpoint is saved, within {self.seconds:g} s "
                 f"(supervision.stop_seconds){again}"
             )
-        elif not self._deferring and not self._leaving:
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        if not self._deferring and not self._leaving:
             raise self.stopped("before there was anything new to save")
 
     def _keep_time(self, pipe: int) -> None:
@@ -133,12 +134,11 @@ def _heeded() -> list[signal.Signals]:
 
 
 def _leave_terminal() -> None:
-    """Writing to one that is gone fails, and what is said must not end the step in hand."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    """Drawing on one that is gone fails, and must not end the step in hand."""
     for descriptor in (1, 2):
-        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
+                leave(descriptor)
 
 
 def _name(number: int) -> str:
@@ -148,4 +148,5 @@ def _name(number: int) -> str:
 def _say(line: str) -> None:
     # Not through sys.stderr: a signal may come while it is being written to.
     if is_main_rank():
-        os.write(2, f"{line}\n".encode())
+        with suppress(OSError):
+            os.write(2, f"{line}\n".encode())

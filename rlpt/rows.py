@@ -1,5 +1,6 @@
 """Lines of JSON that a run leaves behind, plain or compressed, and what every reader of them may rely on."""
 
+import math
 from typing import Any
 
 import zstandard
@@ -65,8 +66,8 @@ def is_number(value: Any) -> bool:
 
 
 def is_beyond(value: Any) -> bool:
-    """Whether a number is larger than any measured one: a product of two such is not finite, and no axis holds it."""
-    return isinstance(value, float) and abs(value) >= 1e150
+    """Whether a finite number is larger than any measured one: a product of two is not finite, and no axis holds it."""
+    return isinstance(value, float) and 1e150 <= abs(value) < math.inf
 
 
 NUMBER, COUNT, TEXT, TRUTH = "a number", "a count", "text", "true or false"

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from torch.distributed import Store
 from rlpt import dist
 from rlpt.exits import FAULT, end_now
 from rlpt.phases import CLOCK
+from rlpt_data.stderr import tell
 
 _MOST_SECONDS = 1.0
 """Between two looks."""
@@ -57,16 +57,17 @@ def watched(seconds: float, run_dir: Path, world: dist.World) -> Iterator[None]:
         return
     CLOCK.beat()
     watchdog = Watchdog(seconds, run_dir, world, dist.own_store(world))
-    # Both before the first look: this process may be stopped, or native code hold the interpreter, from then on, and
-    # the others can end only a process that has told its number.
-    watchdog.arm()
-    watchdog.tell()
-    watchdog.thread.start()
     try:
+        # Both before the first look: this process may be stopped, or native code hold the interpreter, from then on,
+        # and the others can end only a process that has told its number.
+        watchdog.arm()
+        watchdog.others_are_late()
+        watchdog.thread.start()
         yield
     finally:
         watchdog.done.set()
-        watchdog.thread.join()
+        if watchdog.thread.is_alive():
+            watchdog.thread.join()
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -78,6 +79,8 @@ class Watchdog:
     store: Store | None
     """None for a rank that is alone."""
     done: threading.Event = field(default_factory=threading.Event)
+    lost: bool = False
+    """Whether the store has been out of reach."""
 
     def __post_init__(self) -> None:
         self.every = min(_MOST_SECONDS, self.seconds / 4)
@@ -88,19 +91,22 @@ class Watchdog:
         faulthandler.dump_traceback_later(self.seconds + 4 * self.every + 3, exit=True, file=2)
 
     def _watch(self) -> None:
-        lost = False
         while not self.done.wait(self.every):
             self.arm()
             late = self.standing().idle >= self.seconds
-            try:
-                self.tell()
-                late |= self.store is not None and self.store.check([_LATE])
-            except RuntimeError as error:
-                if not lost:
-                    print(f"watchdog: other ranks cannot be asked: {error}", file=sys.stderr)
-                lost = True
-            if late:
+            if self.others_are_late() or late:
                 self._end()
+
+    def others_are_late(self) -> bool:
+        """Tell the other ranks where this one stands; whether one of them has found itself late."""
+        try:
+            self._tell(answers=False)
+            return self.store is not None and self.store.check([_LATE])
+        except RuntimeError as error:
+            if not self.lost:
+                tell(f"watchdog: other ranks cannot be asked: {error}")
+            self.lost = True
+            return False
 
     def standing(self, answers: bool = False) -> Standing:
         idle = time.monotonic() - CLOCK.since
@@ -109,8 +115,7 @@ class Watchdog:
             *(socket.gethostname(), os.getpid()),
         )
 
-    def tell(self, answers: bool = False) -> None:
-        """The other ranks where this one stands, through the store."""
+    def _tell(self, answers: bool) -> None:
         if self.store is not None:
             self.store.set(str(self.world.rank), json.dumps(asdict(self.standing(answers))))
 
@@ -126,7 +131,7 @@ class Watchdog:
             try:
                 standings = self._asked(self.store)
             except RuntimeError as error:
-                print(f"watchdog: other ranks cannot be asked: {error}", file=sys.stderr)
+                tell(f"watchdog: other ranks cannot be asked: {error}")
         first = min(standing.rank for standing in standings if standing.answers)
         line = f"{self.run_dir}: {verdict(standings, self.seconds)}"
         self._end_silent(standings)
@@ -134,7 +139,7 @@ class Watchdog:
 
     def _asked(self, store: Store) -> list[Standing]:
         """How all ranks stand, once they have answered or had the time for it."""
-        self.tell(answers=True)
+        self._tell(answers=True)
         store.set(_LATE, "")
         deadline = time.monotonic() + 2 * self.every + 1
         while True:

@@ -122,9 +122,12 @@ def _journal(
 
 
 def metrics_row(line: bytes) -> Row:
-    """A line of metrics.jsonl; what no axis holds is no finite number. Raises ValueError for what is none."""
+    """A line of metrics.jsonl; what no axis holds is infinite. Raises ValueError for what is none."""
     row = journal_row(line)
-    return {name: math.nan if is_beyond(value) else value for name, value in row.items()}
+    return {
+        name: math.copysign(math.inf, value) if is_beyond(value) else value
+        for name, value in row.items()
+    }
 
 
 def evaluation_row(line: bytes) -> Row:

@@ -62,22 +62,31 @@ def place(tmp_path: Path):
     return made
 
 
-def ended(place: Path, script: str, number: signal.Signals | None) -> int:
-    """The exit code of a script that gets a signal once torchrun is there."""
+def ended(place: Path, script: str, *numbers: signal.Signals, hangup: str = "default") -> int:
+    """The exit code of a script that gets signals once torchrun is there."""
     slurm = {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "4711"}
     job = slurm if script.endswith("sbatch") else {}
     path = os.pathsep.join([str(place / ".venv/bin"), os.environ["PATH"]])
     # A shell traps no signal that is ignored where it starts: so it is in what another shell runs in the background.
     process = subprocess.Popen(
-        ["env", "--default-signal=INT", "bash", script, "run.toml", "--set", "seed=1"],
+        [
+            "env",
+            "--default-signal=INT",
+            f"--{hangup}-signal=HUP",
+            "bash",
+            script,
+            "run.toml",
+            "--set",
+            "seed=1",
+        ],
         cwd=place,
         env=os.environ | job | {"PATH": path},
     )
     deadline = time.monotonic() + 20
-    while number and not (place / "words").exists():
+    while numbers and not (place / "words").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    if number:
+    for number in numbers:
         process.send_signal(number)
     return process.wait(timeout=20)
 
@@ -87,9 +96,10 @@ def ended(place: Path, script: str, number: signal.Signals | None) -> int:
     [
         (signal.SIGTERM, "SIGTERM", 143),
         (signal.SIGUSR1, "SIGTERM", 143),
+        (signal.SIGHUP, "SIGTERM", 143),
         (signal.SIGINT, "SIGINT", 130),
     ],
-    ids=["TERM", "USR1", "INT"],
+    ids=["TERM", "USR1", "HUP", "INT"],
 )
 def test_train_hands_a_signal_on_and_exits_with_its_code(
     place, number: signal.Signals, forwarded: str, code: int
@@ -102,14 +112,36 @@ def test_train_hands_a_signal_on_and_exits_with_its_code(
     assert words.endswith("-m rlpt.train run.toml --set seed=1")
 
 
+def test_a_terminal_that_is_closed_ends_nothing_under_nohup(place) -> None:
+    folder = place()
+    code = ended(folder, "launch/train.sh", signal.SIGHUP, signal.SIGINT, hangup="ignore")
+    assert (code, (folder / "got").read_text()) == (130, "SIGINT")
+    assert "SIGTERM,SIGINT,SIGQUIT,SIGUSR1 -m rlpt.train" in (folder / "words").read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)], ids=["USR1", "TERM"]
+)
+def test_a_job_that_is_asked_to_end_before_it_began_begins_nothing(
+    place, number: signal.Signals, requeued: bool
+) -> None:
+    folder = place()
+    # Its first call says that it is there, and takes its time.
+    scontrol = folder / ".venv/bin/scontrol"
+    scontrol.write_text(SCONTROL.replace("then printf", "then touch words; sleep 1; printf"))
+    assert ended(folder, "launch/slurm.sbatch", number) == 143
+    assert (folder / "requeued").exists() == requeued
+    assert not (folder / "srun").exists()
+
+
 def test_a_run_that_was_done_when_the_signal_came_has_succeeded(place) -> None:
     assert ended(place(ends=0), "launch/train.sh", signal.SIGTERM) == 0
 
 
 def test_a_mistake_starts_no_rank_and_is_not_requeued(place) -> None:
     folder = place(dry_run=2)
-    assert ended(folder, "launch/train.sh", None) == 2
-    assert ended(folder, "launch/slurm.sbatch", None) == 2
+    assert ended(folder, "launch/train.sh") == 2
+    assert ended(folder, "launch/slurm.sbatch") == 2
     assert not (folder / "words").exists()
     assert not (folder / "requeued").exists()
 

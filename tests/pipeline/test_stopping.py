@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,32 +198,83 @@ def test_a_hangup_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+PAUSED = """
+import sys, time
+from pathlib import Path
+from rlpt import train
+from rlpt.cli import main
+
+real, here, gone = train.run_step, Path(sys.argv[2]), Path(sys.argv[3])
+
+def run_step(session, work, stage, progress):
+    if progress.step + 1 == 13:
+        here.touch()
+        while not gone.exists():
+            time.sleep(0.01)
+    return real(session, work, stage, progress)
+
+train.run_step = run_step
+main(["train", sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def left_alone(toml: Path, tmp_path: Path):
+    """A run whose stderr nobody reads any more in step 13, and that then gets a signal; its exit code."""
+
+    def run(ours: int, theirs: int, number: int = 0, **options: Any) -> int:
+        here, gone = tmp_path / "here", tmp_path / "gone"
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", PAUSED, str(toml), str(here), str(gone)],
+            stdin=theirs if os.isatty(theirs) else None,
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+            **options,
+        )
+        os.close(theirs)
+        while not here.exists():
+            assert process.poll() is None
+            # What nobody reads is full before long.
+            if select.select([ours], [], [], 0.02)[0]:
+                os.read(ours, 4096)
+        os.close(ours)
+        if number:
+            process.send_signal(number)
+        gone.touch()
+        return process.wait(timeout=100)
+
+    return run
+
+
 @pytest.mark.slow
-def test_a_run_whose_terminal_is_gone_saves_and_goes_on(runs, toml: Path, whole: Path) -> None:
-    ours, theirs = pty.openpty()
-    words = [sys.executable, "-W", "ignore", "-m", "rlpt.train", str(toml)]
-    process = subprocess.Popen(
-        # Its terminal, as a shell's: it is told when that goes.
-        words,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(theirs)
-    metrics = toml.parent / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
-        assert process.poll() is None
-        # A terminal that nobody reads is full before long.
-        if select.select([ours], [], [], 0.02)[0]:
-            os.read(ours, 4096)
-    os.close(ours)
-    assert process.wait(timeout=100) == TERMINATED
-    saved = checkpoint.complete_steps(metrics.parent)[-1]
-    assert 3 <= saved < 20
-    assert f"at step {saved}" in runs.finished(toml)
-    assert json.dumps(runs.steps_of(metrics.parent)) == json.dumps(runs.steps_of(whole))
+def test_a_run_whose_terminal_is_gone_saves_and_goes_on(
+    left_alone, runs, toml: Path, whole: Path
+) -> None:
+    def takes_the_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    # As under a shell: the kernel tells it when the terminal goes.
+    code = left_alone(*pty.openpty(), start_new_session=True, preexec_fn=takes_the_terminal)
+    assert code == TERMINATED
+    run_dir = toml.parent / "run"
+    assert checkpoint.complete_steps(run_dir)[-1] == 13
+    assert "at step 13" in runs.finished(toml)
+    assert json.dumps(runs.steps_of(run_dir)) == json.dumps(runs.steps_of(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGHUP, TERMINATED), (signal.SIGINT, INTERRUPTED), (0, 0)],
+    ids=["SIGHUP", "Ctrl-C", "no signal"],
+)
+def test_the_end_of_who_reads_along_is_not_that_of_the_run(
+    left_alone, toml: Path, number: int, code: int
+) -> None:
+    """`rlpt train ... 2>&1 | tee log`: both get the Ctrl-C."""
+    assert left_alone(*os.pipe(), number) == code
+    last = checkpoint.complete_steps(toml.parent / "run")[-1]
+    assert last == (13 if number else 20)
 
 
 STUCK = """

@@ -90,8 +90,10 @@ def test_a_process_can_be_ended_by_the_others_from_the_start(
     store = HashStore()
     monkeypatch.setattr(dist, "own_store", lambda _world: store)
     with watched(1000.0, tmp_path, dist.World(1, 2, torch.device("cpu"))):
-        told = Standing(**json.loads(store.get("1")))
-    assert (told.rank, told.pid, told.answers) == (1, os.getpid(), False)
+        # A key that is not there yet would be waited for.
+        assert store.check(["1"])
+        mine = Standing(**json.loads(store.get("1")))
+    assert (mine.rank, mine.pid, mine.answers) == (1, os.getpid(), False)
 
 
 def test_every_rank_is_asked_whether_or_not_all_have_told() -> None:

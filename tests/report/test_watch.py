@@ -17,8 +17,9 @@ from rich.console import Console
 
 from rlpt.cli import main
 from rlpt.report import write
-from rlpt.report.run import read_object
+from rlpt.report.run import metrics_row, read_object
 from rlpt.report.shapes import CONFIG as CONFIG_SHAPE
+from rlpt.rows import NUMBER, fitting
 from rlpt.watch import numbers
 from rlpt.watch.following import Follower, Known, Watched
 from rlpt.watch.frame import BLOCKS, alarms, frame, sparkline
@@ -170,9 +171,23 @@ def test_a_number_that_nothing_measures_stops_neither_view(
     tmp_path, make_run, undrawn, name, number
 ):
     path = make_run(tmp_path / "run") / name
-    path.write_text(re.sub(r": \d+\.?\d*(?=[,}])", f": {number}", path.read_text()))
-    drawn(Watched(path.parent).look())
+    path.write_text(re.sub(r": -?\d+\.\d+(?=[,}])", f": {number}", path.read_text()))
+    known = Watched(path.parent).look()
+    drawn(known)
     write([path.parent])
+    # Of a run that diverged every line is shown.
+    assert len(known.metrics) == 40
+    assert known.damaged == 0
+
+
+def test_what_is_infinite_is_no_damage_and_what_nothing_measures_is():
+    for number in (math.inf, -math.inf, math.nan, 1e149, -3):
+        fitting({"logp": number}, {"logp!": NUMBER})
+    for number in (1e150, -1e308):
+        with pytest.raises(ValueError, match="logp is not a number"):
+            fitting({"logp": number}, {"logp!": NUMBER})
+    found = metrics_row(b'{"step": 1, "stage": "rl", "a": -1e150, "b": -1e149, "c": Infinity}')
+    assert (found["a"], found["b"], found["c"]) == (-math.inf, -1e149, math.inf)
 
 
 def test_a_stage_has_a_count_of_steps_or_its_configuration_is_damaged(tmp_path, make_run):
