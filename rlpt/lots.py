@@ -10,6 +10,7 @@ from rlpt.config import PromptConfig
 from rlpt.prompts import Samples, prompts_of, trunk_at
 from rlpt.rollout.records import Row, group_row, groups_of
 from rlpt.types import Group, Markers, Prompt, Sums
+from rlpt_data.strict import UserError
 
 
 @dataclass
@@ -57,11 +58,15 @@ class Batch:
 def lot_of(
     row: Row, stream: Samples, cfg: PromptConfig, markers: Markers, seed: int, where: str
 ) -> Lot:
-    """A document in hand from its row; its text is cut again as it was."""
+    """A document in hand from its row; its text is cut again as it was. Raises UserError where it is another text."""
     every = prompts_of(trunk_at(stream, row["position"], cfg, seed), cfg, markers)
     prompts = [prompt for prompt in every if prompt.key[2] in row["cuts"]]
     groups = None if row["groups"] is None else groups_of(row["groups"], prompts, where)
-    assert len(prompts) == len(row["cuts"]), row
+    if sorted(prompt.key[2] for prompt in prompts) != sorted(row["cuts"]):
+        raise UserError(
+            f"{where}: holds the document at position {row['position']} with cuts at {row['cuts']}, where these shards "
+            f"and this seed have {[prompt.key[2] for prompt in every]}; use the run's own shards, prompts and seed"
+        )
     return Lot(row["position"], prompts, [], groups, row["uses"], row["budget"])
 
 

@@ -1,5 +1,6 @@
 """What engines, judges and policies say: messages, answers, ids."""
 
+import contextlib
 import json
 import random
 import socket
@@ -230,8 +231,17 @@ class _Http:
             here.shutdown(socket.SHUT_WR)
             self._http.finish_request(there, ("127.0.0.1", 1))
             there.close()
-            answer = here.makefile("rb").read()
+            answer = _heard(here)
         status = answer.split(None, 2)[1:2]
         if status != [b"200"]:
             assert status != [b"500"], answer
             raise RefusedError(answer[:80].decode(errors="replace"))
+
+
+def _heard(connection: socket.socket) -> bytes:
+    """All that comes. Who is refused before the end of what was sent is cut off."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            parts.append(part)
+    return b"".join(parts)

@@ -141,6 +141,10 @@ def test_thoughts_of_another_seed_or_other_cuts_are_refused(stream: Stream) -> N
     for other in others:
         with pytest.raises(UserError, match="use the run's own shards"):
             lot_of(other, stream, CFG, MARKERS, SEED, "file")
+    twice = lot_row(known, "kept")
+    twice["cuts"] = [twice["cuts"][0], *twice["cuts"]]
+    with pytest.raises(UserError, match=r"^file: holds the document at position 0 with cuts at \["):
+        lot_of(twice, stream, CFG, MARKERS, SEED, "file")
     # The same document in another epoch is another sample of it.
     count = len(stream.usable)
     again = next(
