@@ -139,15 +139,16 @@ class _Pool(Generic[_Job, _Result]):
 
     def _worker(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(self._task, theirs), daemon=False)
+        words = (self._task, theirs, os.getpid())
+        process = self._context.Process(target=_serve, args=words, daemon=False)
         process.start()
         theirs.close()
         return _Worker(process, ours)
 
 
-def _serve(task: Callable[[Any], Any], pipe: Connection) -> None:
+def _serve(task: Callable[[Any], Any], pipe: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     while True:
         try:
             job = pipe.recv()
@@ -157,7 +158,7 @@ def _serve(task: Callable[[Any], Any], pipe: Connection) -> None:
 
 
 def _leave_with(parent: int) -> None:
-    """A parent that was killed tells nobody."""
+    """A parent that was killed tells nobody, and may have been while this process was still starting."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
