@@ -5,8 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO, cast
 
-from rlpt_data.stderr import tell
+from rlpt_data.stderr import Patient, tell
 from rlpt_data.visible import visible
 
 Report = Callable[[int, str], None]
@@ -43,7 +44,8 @@ def _bar(title: str, total: int, done: int) -> Iterator[Report]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(file=cast(TextIO, Patient(sys.stderr)))
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
         yield lambda now, note: bar.update(task, completed=now, note=note)
 

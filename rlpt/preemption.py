@@ -8,7 +8,6 @@ code, where no Python handler runs.
 import os
 import select
 import signal
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from types import FrameType
 
 from rlpt.exits import INTERRUPTED, TERMINATED, StoppedError, end_now, is_main_rank
 from rlpt.phases import CLOCK
-from rlpt_data.stderr import leave
 
 _CODES = {
     signal.SIGTERM: TERMINATED,
@@ -73,9 +71,7 @@ class Stop:
                 f"{_name(number)}: the step in hand is finished, then a checkpoint is saved, within {self.seconds:g} s "
                 f"(supervision.stop_seconds){again}"
             )
-        if number == signal.SIGHUP:
-            _leave_terminal()
-        if not self._deferring and not self._leaving:
+        elif not self._deferring and not self._leaving:
             raise self.stopped("before there was anything new to save")
 
     def _keep_time(self, pipe: int) -> None:
@@ -131,14 +127,6 @@ def _heeded() -> list[signal.Signals]:
     """All but a hangup that `nohup` has this process ignore."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in _CODES if not (ignored and number == signal.SIGHUP)]
-
-
-def _leave_terminal() -> None:
-    """Drawing on one that is gone fails, and must not end the step in hand."""
-    for descriptor in (1, 2):
-        with suppress(OSError):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
-                leave(descriptor)
 
 
 def _name(number: int) -> str:

@@ -247,18 +247,24 @@ def left_alone(toml: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hangup", "code", "step"),
+    [(signal.SIG_DFL, TERMINATED, 13), (signal.SIG_IGN, 0, 20)],
+    ids=["heeded", "ignored"],
+)
 def test_a_run_whose_terminal_is_gone_saves_and_goes_on(
-    left_alone, runs, toml: Path, whole: Path
+    left_alone, runs, toml: Path, whole: Path, hangup: signal.Handlers, code: int, step: int
 ) -> None:
     def takes_the_terminal() -> None:
+        signal.signal(signal.SIGHUP, hangup)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     # As under a shell: the kernel tells it when the terminal goes.
-    code = left_alone(*pty.openpty(), start_new_session=True, preexec_fn=takes_the_terminal)
-    assert code == TERMINATED
+    ended = left_alone(*pty.openpty(), start_new_session=True, preexec_fn=takes_the_terminal)
+    assert ended == code
     run_dir = toml.parent / "run"
-    assert checkpoint.complete_steps(run_dir)[-1] == 13
-    assert "at step 13" in runs.finished(toml)
+    assert checkpoint.complete_steps(run_dir)[-1] == step
+    assert f"at step {step}" in runs.finished(toml)
     assert json.dumps(runs.steps_of(run_dir)) == json.dumps(runs.steps_of(whole))
 
 
@@ -272,7 +278,12 @@ def test_the_end_of_who_reads_along_is_not_that_of_the_run(
     left_alone, toml: Path, number: int, code: int
 ) -> None:
     """`rlpt train ... 2>&1 | tee log`: both get the Ctrl-C."""
-    assert left_alone(*os.pipe(), number) == code
+
+    def heeds_hangups() -> None:
+        # The tests themselves may run under nohup.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    assert left_alone(*os.pipe(), number, preexec_fn=heeds_hangups) == code
     last = checkpoint.complete_steps(toml.parent / "run")[-1]
     assert last == (13 if number else 20)
 
