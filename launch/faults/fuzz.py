@@ -10,13 +10,10 @@ through the commands of people. `--write` keeps both tables in fuzz.json.
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ sys.path[:0] = [str(ROOT / "tests" / name) for name in ("fuzz", "data")]
 from all_targets import targets  # noqa: E402
 from commands import COMMANDS, Command, rejected, wrong  # noqa: E402
 from fuzzing import Found, Target, fuzz  # noqa: E402
+from machine import machine  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -99,7 +97,7 @@ def kept(row: dict[str, Any], seed: int, table: str) -> None:
     """Put a row in the place of the old one of its name."""
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     rows = {each["target"]: each for each in (*known.get(table, []), row)}
-    known |= {"cores": os.cpu_count(), "system": platform.platform(), "seed": seed}
+    known |= {name: value for name, value in machine().items() if name != "date"} | {"seed": seed}
     known[table] = [rows[name] for name in sorted(rows)]
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
@@ -141,7 +139,7 @@ def main() -> None:
         for table, bad, rows in both:
             found = []
             for row in rows:
-                found.append(row | {"date": str(date.today())})
+                found.append(row | {"date": machine()["date"]})
                 failed += row[bad]
                 if words.write:
                     kept(found[-1], words.seed, table)
